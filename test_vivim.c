@@ -1,0 +1,1257 @@
+/*
+test_vivim.c - is train_vivim.c right?
+
+    gcc -std=c99 -O3 -march=native -ffp-contract=fast -fopenmp test_vivim.c -lm -o test_vivim
+    gcc -std=c99 -O3 -march=native -fopenmp -DVIVIM_DOUBLE test_vivim.c -lm -o test_vivim_double
+
+    ./test_vivim                     all tests; the exit status is the verdict, the last line counts
+    ./test_vivim op conv.scan        the tests whose names start with one of the words
+    ./test_vivim --list | --verbose  names only | every comparison with its error and its limit
+    ./test_vivim --golden FILE...    whole models against golden files, every tensor on a line
+
+The second build computes everything in double (train_vivim.c turns float into double). There a backward pass can be held
+against central differences of its forward, to seven digits, and the golden numbers (float64 PyTorch, stored as float32)
+to their last bit. The first build then has to show only that float loses no more than float must.
+
+What each op is put through, section 3: compared with plain loops in double ("oracle") and with PyTorch ("golden"); outputs
+hold NaN before, so that what is not written is seen; guard words stand around every tensor; a second backward pass must
+add to the gradients of parameters and overwrite those of activations; one and four threads must give the same bits; and
+in double, gradients are compared with differences. An error is compared by !(error <= limit), so that NaN fails.
+
+Golden files are looked for in dev/golden, or where the environment variable VIVIM_GOLDEN says. A test without its file is skipped.
+
+Sections: 1 the test frame | 2 golden files | 3 the life of an op | 4 ops and their oracles | 5 tests of ops | 6 losses, optimiser |
+          7 whole models | 8 files | 9 main
+*/
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "prepro/safetensors.h"   // before train_vivim.c: in the double build the word float changes its meaning there
+#include "prepro/shard.h"
+#include "prepro/resize.h"
+
+#define VIVIM_NO_MAIN
+#include "train_vivim.c"
+
+// ------------------------------------------------------------------------------------------------------------------
+// 1. The test frame
+
+#ifdef VIVIM_DOUBLE
+#define IS_DOUBLE 1
+#define LIMIT(float_limit) ((void)(float_limit), 3e-7)          // a golden number is rounded to float32: 6e-8 of itself
+#define ORACLE_LIMIT(float_limit) ((void)(float_limit), 1e-7)   // constants written like 0.1f are rounded to 1e-8
+#else
+#define IS_DOUBLE 0
+#define LIMIT(float_limit) (float_limit)
+#define ORACLE_LIMIT(float_limit) (float_limit)
+#endif
+
+#define GUARD 17                               // floats before and after each tensor; odd, so that no tensor is well aligned
+#define GUARD_BYTE 0xA5
+#define MAX_BLOCKS 4096
+#define OPS_FILES 4
+
+typedef struct { float *base; size_t numel; } Block;
+
+typedef struct Test {
+    const char *name;                          // of the running test
+    int verbose, comparisons, failures;
+    char skipped[256];                         // why, or empty
+    double worst;                              // largest error / limit so far
+    char worst_what[128];
+    Block blocks[MAX_BLOCKS];
+    int block_count;
+    const char *golden;                        // directory
+    SafeTensors ops[OPS_FILES];                // ops_1 ... ops_3, ops: those that exist
+    int ops_state;                             // 1: opened
+} Test;
+
+static void test_fail(Test *t, const char *format, ...) {
+    va_list args;
+    t->failures++;
+    printf("      %s: ", t->name);
+    va_start(args, format);
+    vprintf(format, args);
+    va_end(args);
+    printf("\n");
+}
+
+static void expect(Test *t, int ok, const char *what) {
+    t->comparisons++;
+    if (!ok) test_fail(t, "%s", what);
+    else if (t->verbose) printf("      %-44s yes\n", what);
+}
+
+// The one place where an error meets its limit.
+static void expect_error(Test *t, const char *what, double error, double limit) {
+    int ok = error <= limit;                   // false for NaN
+    t->comparisons++;
+    if (!ok) t->failures++;
+    if (!ok || t->verbose) printf("      %-60s error %9.2e  limit %9.2e%s\n", what, error, limit, ok ? "" : "  FAILED");
+    if (!(error / limit <= t->worst)) {
+        t->worst = error / limit;
+        snprintf(t->worst_what, sizeof t->worst_what, "%s", what);
+    }
+}
+
+static int ends_with(const char *text, const char *end) {
+    size_t n = strlen(text), m = strlen(end);
+    return n >= m && strcmp(text + n - m, end) == 0;
+}
+
+// max |a|; NaN if one of them is
+static double largest(const float *a, size_t n) {
+    double most = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (!(fabs((double)a[i]) <= most)) most = fabs((double)a[i]);
+        if (most != most) break;
+    }
+    return most;
+}
+
+// max |a - b| against limit * max |b|. A NaN anywhere in a makes the error NaN.
+static void expect_close(Test *t, const char *what, const float *a, const float *b, size_t n, double limit) {
+    double error = 0, scale = largest(b, n);
+    for (size_t i = 0; i < n; i++) {
+        double difference = fabs((double)a[i] - (double)b[i]);
+        if (!(difference <= error)) error = difference;
+        if (error != error) break;
+    }
+    expect_error(t, what, scale > 0 ? error / scale : error, limit);
+}
+
+static void expect_number(Test *t, const char *what, double a, double b, double limit) {
+    expect_error(t, what, fabs(a - b) / (fabs(b) > 0 ? fabs(b) : 1), limit);
+}
+
+static void expect_bits(Test *t, const char *what, const float *a, const float *b, size_t n) {
+    t->comparisons++;
+    for (size_t i = 0; i < n; i++) {
+        if (memcmp(&a[i], &b[i], sizeof(float)) != 0) {
+            test_fail(t, "%s: element %zu is %.9g and %.9g", what, i, (double)a[i], (double)b[i]);
+            return;
+        }
+    }
+}
+
+static void fill(float *a, size_t n, double value) {
+    for (size_t i = 0; i < n; i++) a[i] = (float)value;
+}
+
+// n floats that hold NaN, between guard words; freed at the end of the test.
+static float *tensor(Test *t, size_t n) {
+    float *base = (float *)malloc((n + 2 * GUARD) * sizeof(float));
+    if (!base || t->block_count == MAX_BLOCKS) {
+        fprintf(stderr, "test_vivim: no room for a tensor of %zu floats\n", n);
+        exit(1);
+    }
+    memset(base, GUARD_BYTE, (n + 2 * GUARD) * sizeof(float));
+    fill(base + GUARD, n, NAN);
+    t->blocks[t->block_count].base = base;
+    t->blocks[t->block_count++].numel = n;
+    return base + GUARD;
+}
+
+static void check_guards(Test *t, const char *after) {
+    for (int b = 0; b < t->block_count; b++) {
+        const unsigned char *front = (const unsigned char *)t->blocks[b].base;
+        const unsigned char *back = (const unsigned char *)(t->blocks[b].base + GUARD + t->blocks[b].numel);
+        for (size_t i = 0; i < GUARD * sizeof(float); i++) {
+            if (front[i] == GUARD_BYTE && back[i] == GUARD_BYTE) continue;
+            test_fail(t, "%s wrote %s a tensor of %zu floats", after, front[i] != GUARD_BYTE ? "before" : "behind", t->blocks[b].numel);
+            return;
+        }
+    }
+}
+
+static void free_tensors(Test *t) {
+    while (t->block_count > 0) free(t->blocks[--t->block_count].base);
+}
+
+// Every bit set: a NaN in whatever the model reads before it writes it.
+static void poison_arenas(Model *m) {
+    arena_reserve(&m->kept, m->kept.size);     // takes away the guards that address sanitizer has there
+    arena_reserve(&m->scratch, m->scratch.size);
+    memset(m->kept.base, 0xFF, m->kept.size);
+    memset(m->scratch.base, 0xFF, m->scratch.size);
+}
+
+static void set_threads(int threads) {
+#ifdef _OPENMP
+    omp_set_num_threads(threads);
+#else
+    (void)threads;
+#endif
+}
+
+// ------------------------------------------------------------------------------------------------------------------
+// 2. Golden files: their hash, which stands for weights and data that need no room; their tensors; their metadata
+
+static uint32_t fnv1a32(const char *name) {
+    uint32_t h = 2166136261u;
+    for (; *name; name++) h = (h ^ (unsigned char)*name) * 16777619u;
+    return h;
+}
+
+// u(name, i), in [-1, 1): the state is the name's hash above the index, mixed by splitmix64.
+static double hash_u(uint32_t name_hash, uint64_t i) {
+    uint64_t x = ((uint64_t)name_hash << 32) + i + 0x9E3779B97F4A7C15u;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    x ^= x >> 31;
+    return (double)(x >> 40) / 8388608.0 - 1.0;
+}
+
+// Golden weights and inputs are float32, also where the word float means double.
+static double round_to_float32(double value) {
+    uint64_t bits;
+    memcpy(&bits, &value, 8);
+    uint64_t rest = bits & 0x1FFFFFFFu, half = 0x10000000u;    // the 29 bits of the fraction that float32 does not have
+    bits -= rest;
+    if (rest > half || (rest == half && (bits >> 29 & 1))) bits += 0x20000000u;
+    memcpy(&value, &bits, 8);
+    return value;
+}
+
+static void test_hash(Test *t, const void *row) {
+    (void)row;
+    expect(t, fnv1a32("") == 0x811c9dc5u, "fnv1a32(\"\")");
+    expect(t, fnv1a32("input") == 0xf9d86f7bu, "fnv1a32(\"input\")");
+    expect(t, fnv1a32("out.weight") == 0xd4d0965fu, "fnv1a32(\"out.weight\")");
+    expect(t, hash_u(fnv1a32("input"), 0) == 0.6356050968170166, "u(\"input\", 0)");
+    expect(t, hash_u(fnv1a32("input"), 1) == 0.8192038536071777, "u(\"input\", 1)");
+    expect(t, hash_u(fnv1a32("out.weight"), 31) == -0.9887654781341553, "u(\"out.weight\", 31)");
+    expect(t, hash_u(fnv1a32("target.cx"), 5) == 0.4003312587738037, "u(\"target.cx\", 5)");
+}
+
+// Frames, (B,T,H,W,3) from the hash of (B,T,3,H,W), and masks (B,T,H,W): an ellipse per frame
+static void hash_clip(float *frames, float *masks, int B, int T, int H, int W) {
+    uint32_t input = fnv1a32("input");
+    for (int f = 0; f < B * T; f++) {
+        double cx = W * (0.5 + 0.2 * hash_u(fnv1a32("target.cx"), (uint64_t)f)), cy = H * (0.5 + 0.2 * hash_u(fnv1a32("target.cy"), (uint64_t)f));
+        double rx = W * (0.2 + 0.08 * hash_u(fnv1a32("target.rx"), (uint64_t)f)), ry = H * (0.2 + 0.08 * hash_u(fnv1a32("target.ry"), (uint64_t)f));
+        for (int y = 0; y < H; y++) for (int x = 0; x < W; x++) {
+            size_t pixel = ((size_t)f * (size_t)H + (size_t)y) * (size_t)W + (size_t)x;
+            double dx = (x + 0.5 - cx) / rx, dy = (y + 0.5 - cy) / ry;
+            masks[pixel] = dx * dx + dy * dy < 1 ? 1 : 0;
+            for (int c = 0; c < 3; c++) {
+                uint64_t i = (((uint64_t)f * 3 + (uint64_t)c) * (uint64_t)H + (uint64_t)y) * (uint64_t)W + (uint64_t)x;
+                frames[pixel * 3 + (size_t)c] = (float)round_to_float32(1.7 * hash_u(input, i));
+            }
+        }
+    }
+}
+
+// A tensor of one of the ops files, or NULL. The test is skipped if the files are not there.
+static const SafeTensor *ops_tensor(Test *t, const char *name) {
+    char path[1024], err[512];
+    static const char *const files[OPS_FILES] = { "ops_1", "ops_2", "ops_3", "ops" };
+    for (int f = 0, opened = t->ops_state; f < OPS_FILES && !opened; f++) {
+        snprintf(path, sizeof path, "%s/%s.safetensors", t->golden, files[f]);
+        if (safetensors_open(&t->ops[f], path, err, sizeof err) == 0) t->ops_state = 1;
+    }
+    if (t->ops_state == 0) {
+        snprintf(t->skipped, sizeof t->skipped, "no golden files ops*.safetensors in %.100s", t->golden);
+        return NULL;
+    }
+    for (int f = 0; f < OPS_FILES; f++) {
+        const SafeTensor *found = safetensors_find(&t->ops[f], name);
+        if (found) return found;
+    }
+    return NULL;
+}
+
+// All elements in order; or, channels_last, with axis 1 moved to the end: (B,C,...) -> (B,...,C).
+static void golden_copy(float *out, const SafeTensor *golden, int channels_last) {
+    size_t B = 1, C = 1, rest = golden->numel;
+    if (channels_last) {
+        B = (size_t)golden->shape[0];
+        C = (size_t)golden->shape[1];
+        rest = golden->numel / (B * C);
+    }
+    for (size_t b = 0; b < B; b++) {
+        for (size_t c = 0; c < C; c++) {
+            for (size_t r = 0; r < rest; r++) out[(b * rest + r) * C + c] = (float)safetensors_value(golden, (b * C + c) * rest + r);
+        }
+    }
+}
+
+// The tensor "<op>.<part><name>" of the ops files, which must have n elements; NULL if not.
+static float *golden_op(Test *t, const char *op, const char *part, const char *name, size_t n, int channels_last) {
+    char full[256];
+    snprintf(full, sizeof full, "%s.%s%s", op, part, name);
+    const SafeTensor *golden = ops_tensor(t, full);
+    if (golden && golden->numel == n) {
+        float *out = tensor(t, n);
+        golden_copy(out, golden, channels_last);
+        return out;
+    }
+    if (!t->skipped[0]) test_fail(t, "%s: the golden file has %zu elements, the op %zu", full, golden ? golden->numel : 0, n);
+    return NULL;
+}
+
+// Skips one JSON value of any kind; golden metadata hold JSON inside their strings.
+static int json_skip(JsonReader *j, char *scratch, int depth) {
+    char first = json_peek(j), *end = scratch;
+    if (depth > 16) return json_fail(j, "nested too deep");
+    if (first == '"') return json_string(j, &end);
+    if (first == '{' || first == '[') {
+        char last = first == '{' ? '}' : ']';
+        j->at++;
+        if (json_take(j, last)) return 1;
+        do {
+            end = scratch;
+            if (first == '{' && (!json_string(j, &end) || !json_take(j, ':'))) return json_fail(j, "expected a name and ':'");
+            if (!json_skip(j, scratch, depth + 1)) return 0;
+        } while (json_take(j, ','));
+        return json_take(j, last) || json_fail(j, "expected ',' or the end of a list");
+    }
+    size_t start = j->at;                      // a number, true, false, null
+    while (j->at < j->length && strchr("+-.0123456789abcdefghijklmnopqrstuvwxyzE", j->text[j->at])) j->at++;
+    return j->at > start || json_fail(j, "expected a value");
+}
+
+// The text behind "key": in the JSON object `json`, or NULL.
+static const char *json_member(const char *json, const char *key) {
+    JsonReader j;
+    const char *found = NULL;
+    memset(&j, 0, sizeof j);
+    j.text = json;
+    j.length = strlen(json);
+    char *scratch = (char *)malloc(j.length + 1);
+    if (scratch && json_take(&j, '{')) {
+        do {
+            char *end = scratch;
+            if (!json_string(&j, &end) || !json_take(&j, ':')) break;
+            json_peek(&j);
+            if (strcmp(scratch, key) == 0) found = json + j.at;
+        } while (!found && json_skip(&j, scratch, 0) && json_take(&j, ','));
+    }
+    free(scratch);
+    return found;
+}
+
+// ------------------------------------------------------------------------------------------------------------------
+// 3. The life of an op
+
+enum { INPUT, PARAM };                         // a backward pass overwrites the gradient of an input and adds to that of a parameter
+
+typedef struct {
+    char name[64];                             // as in the golden file
+    int kind, channels_last;                   // channels_last: the golden tensor is (B,C,...), ours (B,...,C)
+    double offset, scale;                      // random values are offset + scale * u
+    size_t numel;
+    float *data, *grad;
+} OpTensor;
+
+// One op with sizes and data: y = op(x...); run() computes y, and the gradients of all x from that of y if `backward`.
+typedef struct Op {
+    Test *t;
+    void (*run)(struct Op *op, int backward);
+    void (*oracle)(struct Op *op, float *y);   // the same y by the plainest loops, in double; or NULL
+    int n[11];                                 // sizes; each op names its own
+    OpTensor x[48], y;
+    int count;                                 // of x
+    float *work[12];                           // saved and intermediate tensors
+    Model *model;                              // the sublayers' own, else NULL
+} Op;
+
+static OpTensor *op_tensor(Op *op, const char *name, int kind, size_t numel) {
+    OpTensor *x = &op->x[op->count++];
+    snprintf(x->name, sizeof x->name, "%s", name);
+    x->kind = kind;
+    x->channels_last = 0;
+    x->offset = 0.0;
+    x->scale = 1.0;
+    x->numel = numel;
+    x->data = tensor(op->t, numel);
+    x->grad = tensor(op->t, numel);
+    return x;
+}
+
+static void op_output(Op *op, size_t numel, int channels_last) {
+    op->y.numel = numel;
+    op->y.channels_last = channels_last;
+    op->y.data = tensor(op->t, numel);
+    op->y.grad = tensor(op->t, numel);
+}
+
+static float *op_work(Op *op, int i, size_t numel) {      // NaN again at every run
+    if (!op->work[i]) op->work[i] = tensor(op->t, numel);
+    fill(op->work[i], numel, NAN);
+    return op->work[i];
+}
+
+typedef void OpMaker(Op *op);
+
+static Op *op_new(Test *t, OpMaker *make, const int *sizes) {
+    Op *op = (Op *)calloc(1, sizeof(Op));
+    if (!op) exit(1);
+    op->t = t;
+    memcpy(op->n, sizes, sizeof op->n);
+    make(op);
+    return op;
+}
+
+static void op_random(Op *op) {
+    for (int i = 0; i < op->count; i++) {
+        OpTensor *x = &op->x[i];
+        for (size_t k = 0; k < x->numel; k++) x->data[k] = (float)(x->offset + x->scale * hash_u(fnv1a32(x->name), k));
+    }
+    for (size_t k = 0; k < op->y.numel; k++) op->y.grad[k] = (float)hash_u(fnv1a32("gy"), k);
+}
+
+// Forward and backward on outputs that hold NaN, parameter gradients at zero.
+static void op_run(Op *op, int backward) {
+    fill(op->y.data, op->y.numel, NAN);
+    for (int i = 0; i < op->count && backward; i++) fill(op->x[i].grad, op->x[i].numel, op->x[i].kind == PARAM ? 0.0 : NAN);
+    op->run(op, backward);
+    check_guards(op->t, backward ? "backward" : "forward");
+}
+
+static float *copy_of(Test *t, const float *a, size_t n) {
+    float *copy = tensor(t, n);
+    memcpy(copy, a, n * sizeof(float));
+    return copy;
+}
+
+static const char *label(char *buffer, size_t size, const Op *op, const char *what, const char *name) {
+    int used = snprintf(buffer, size, "%s %s, sizes", what, name);
+    for (int i = 0; i < 11 && used > 0 && (size_t)used < size; i++) {
+        if (op->n[i]) used += snprintf(buffer + used, size - (size_t)used, " %d", op->n[i]);
+    }
+    return buffer;
+}
+
+// Central differences of f(x) = sum_k gy_k y_k(x) at up to 40 elements of each tensor, against the gradients of the last backward.
+// The step is 1e-5 and the forward is in double: truncation 1e-10, rounding 1e-11.
+static void op_differences(Op *op) {
+    char what[160];
+    const double step = 1e-5;
+    for (int i = 0; i < op->count; i++) {
+        OpTensor *x = &op->x[i];
+        double error = 0;
+        size_t stride = x->numel > 40 ? x->numel / 37 : 1;
+        float *grad = copy_of(op->t, x->grad, x->numel);
+        for (size_t k = 0; k < x->numel; k += stride) {
+            double f[2] = { 0, 0 };
+            float kept = x->data[k];
+            for (int side = 0; side < 2; side++) {
+                x->data[k] = (float)(kept + (side ? step : -step));
+                op_run(op, 0);
+                for (size_t l = 0; l < op->y.numel; l++) f[side] += (double)op->y.grad[l] * (double)op->y.data[l];
+            }
+            x->data[k] = kept;
+            double difference = fabs((f[1] - f[0]) / (2 * step) - (double)grad[k]);
+            if (!(difference <= error)) error = difference;
+        }
+        expect_error(op->t, label(what, sizeof what, op, "differences", x->name), error / fmax(largest(grad, x->numel), 1e-2), 1e-7);
+    }
+}
+
+// Everything that can be asked of an op without a golden file. The limit is for the oracle in float.
+static void op_check(Op *op, double limit) {
+    Test *t = op->t;
+    char what[160];
+    op_random(op);
+    set_threads(1);
+    op_run(op, 0);
+    float *y = copy_of(t, op->y.data, op->y.numel);
+    if (op->oracle) {
+        float *expected = tensor(t, op->y.numel);
+        op->oracle(op, expected);
+        expect_close(t, label(what, sizeof what, op, "oracle", ""), y, expected, op->y.numel, ORACLE_LIMIT(limit));
+    }
+    op_run(op, 1);
+    expect_close(t, label(what, sizeof what, op, "evaluation and training", ""), op->y.data, y, op->y.numel, IS_DOUBLE ? 1e-14 : 1e-6);
+    float *grads[48];
+    memcpy(y, op->y.data, op->y.numel * sizeof(float));
+    for (int i = 0; i < op->count; i++) grads[i] = copy_of(t, op->x[i].grad, op->x[i].numel);
+    if (IS_DOUBLE) op_differences(op);
+
+    set_threads(4);
+    op_run(op, 1);
+    expect_bits(t, label(what, sizeof what, op, "1 and 4 threads:", "out"), op->y.data, y, op->y.numel);
+    for (int i = 0; i < op->count; i++) {
+        expect_bits(t, label(what, sizeof what, op, "1 and 4 threads: gradient of", op->x[i].name), op->x[i].grad, grads[i], op->x[i].numel);
+    }
+
+    op->run(op, 1);                            // once more, without clearing the parameter gradients
+    for (int i = 0; i < op->count; i++) {
+        OpTensor *x = &op->x[i];
+        if (x->kind == INPUT) {
+            expect_bits(t, label(what, sizeof what, op, "second backward, input", x->name), x->grad, grads[i], x->numel);
+        } else {
+            for (size_t k = 0; k < x->numel; k++) grads[i][k] *= 2;
+            expect_close(t, label(what, sizeof what, op, "second backward, parameter", x->name), x->grad, grads[i], x->numel, IS_DOUBLE ? 1e-14 : 2e-6);
+        }
+    }
+    check_guards(t, "second backward");
+}
+
+// The op against the golden tensors <name>.in.*, .out, .gy, .g.*
+static void op_golden(Op *op, const char *name, double forward_limit, double backward_limit) {
+    Test *t = op->t;
+    char what[160];
+    float *gy = golden_op(t, name, "gy", "", op->y.numel, op->y.channels_last);
+    float *out = golden_op(t, name, "out", "", op->y.numel, op->y.channels_last);
+    if (!gy || !out) return;
+    memcpy(op->y.grad, gy, op->y.numel * sizeof(float));
+    for (int i = 0; i < op->count; i++) {
+        OpTensor *x = &op->x[i];
+        float *in = golden_op(t, name, "in.", x->name, x->numel, x->channels_last);
+        if (!in) return;
+        memcpy(x->data, in, x->numel * sizeof(float));
+    }
+    op_run(op, 1);
+    snprintf(what, sizeof what, "%s.out", name);
+    expect_close(t, what, op->y.data, out, op->y.numel, LIMIT(forward_limit));
+    for (int i = 0; i < op->count; i++) {
+        OpTensor *x = &op->x[i];
+        float *expected = golden_op(t, name, "g.", x->name, x->numel, x->channels_last);
+        snprintf(what, sizeof what, "%s.g.%s", name, x->name);
+        if (!expected) continue;
+        if (ends_with(x->name, "key.bias")) {  // shifts all scores of a row: its gradient is zero, so measure it by that of the key's weight
+            expect_error(t, what, largest(x->grad, x->numel) / largest(x[-1].grad, x[-1].numel), LIMIT(backward_limit));
+        } else {
+            expect_close(t, what, x->grad, expected, x->numel, LIMIT(backward_limit));
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------------------
+// 4. Ops and their oracles. make_X names the tensors (as the golden file does) and the sizes; run_X calls train_vivim.c.
+
+// linear: n = M, N, K.  y (M,N) = x (M,K) w (N,K)^T + b
+static void run_linear(Op *op, int backward) {
+    int M = op->n[0], N = op->n[1], K = op->n[2];
+    OpTensor *x = op->x;
+    matmul_forward(op->y.data, x[0].data, x[1].data, x[2].data, M, N, K);
+    if (backward) matmul_backward(x[0].grad, x[1].grad, x[2].grad, op->y.grad, x[0].data, x[1].data, M, N, K);
+}
+
+static void oracle_linear(Op *op, float *y) {
+    int M = op->n[0], N = op->n[1], K = op->n[2];
+    for (int m = 0; m < M; m++) {
+        for (int n = 0; n < N; n++) {
+            double sum = (double)op->x[2].data[n];
+            for (int k = 0; k < K; k++) sum += (double)op->x[0].data[(size_t)m * (size_t)K + (size_t)k] * (double)op->x[1].data[(size_t)n * (size_t)K + (size_t)k];
+            y[(size_t)m * (size_t)N + (size_t)n] = (float)sum;
+        }
+    }
+}
+
+static void make_linear(Op *op) {
+    size_t M = (size_t)op->n[0], N = (size_t)op->n[1], K = (size_t)op->n[2];
+    op_tensor(op, "x", INPUT, M * K);
+    op_tensor(op, "w", PARAM, N * K);
+    op_tensor(op, "b", PARAM, N);
+    op_output(op, M * N, 0);
+    op->run = run_linear;
+    op->oracle = oracle_linear;
+}
+
+// layernorm: n = rows, C, residual. y = LN(x), or x + LN(x), whose backward adds dy; 2: dinp and dresidual are the same array
+static void run_layernorm(Op *op, int backward) {
+    int rows = op->n[0], C = op->n[1], residual = op->n[2];
+    size_t n = (size_t)rows * (size_t)C;
+    OpTensor *x = op->x;
+    float *mean = op_work(op, 0, (size_t)rows), *rstd = op_work(op, 1, (size_t)rows);
+    layernorm_forward(op->y.data, mean, rstd, x[0].data, x[1].data, x[2].data, rows, C);
+    for (size_t i = 0; i < n && residual; i++) op->y.data[i] += x[0].data[i];
+    if (!backward) return;
+    if (residual == 2) memcpy(x[0].grad, op->y.grad, n * sizeof(float));
+    layernorm_backward(x[0].grad, x[1].grad, x[2].grad, op->y.grad, residual == 0 ? NULL : residual == 1 ? op->y.grad : x[0].grad,
+                       x[0].data, x[1].data, mean, rstd, rows, C);
+}
+
+static void oracle_layernorm(Op *op, float *y) {
+    int rows = op->n[0], C = op->n[1];
+    for (int r = 0; r < rows; r++) {
+        const float *x_r = op->x[0].data + (size_t)r * (size_t)C;
+        double mean = 0, variance = 0;
+        for (int c = 0; c < C; c++) mean += (double)x_r[c] / C;
+        for (int c = 0; c < C; c++) variance += ((double)x_r[c] - mean) * ((double)x_r[c] - mean) / C;
+        for (int c = 0; c < C; c++) {
+            double normal = ((double)x_r[c] - mean) / sqrt(variance + 1e-5);
+            y[(size_t)r * (size_t)C + (size_t)c] = (float)(normal * (double)op->x[1].data[c] + (double)op->x[2].data[c] + (op->n[2] ? (double)x_r[c] : 0));
+        }
+    }
+}
+
+static void make_layernorm(Op *op) {
+    size_t rows = (size_t)op->n[0], C = (size_t)op->n[1];
+    op_tensor(op, "x", INPUT, rows * C);
+    op_tensor(op, "w", PARAM, C);
+    op_tensor(op, "b", PARAM, C);
+    op_output(op, rows * C, 0);
+    op->run = run_layernorm;
+    op->oracle = oracle_layernorm;
+}
+
+// gelu: n = elements
+static void run_gelu(Op *op, int backward) {
+    size_t n = (size_t)op->n[0];
+    gelu_forward(op->y.data, op->x[0].data, n);
+    if (backward) gelu_backward(op->x[0].grad, op->y.grad, op->x[0].data, n);
+}
+
+static void oracle_gelu(Op *op, float *y) {
+    for (int i = 0; i < op->n[0]; i++) y[i] = (float)(0.5 * (double)op->x[0].data[i] * (1.0 + erf((double)op->x[0].data[i] / sqrt(2.0))));
+}
+
+static void make_gelu(Op *op) {
+    OpTensor *x = op_tensor(op, "x", INPUT, (size_t)op->n[0]);
+    x->offset = 2.0;
+    x->scale = 6.0;
+    op_output(op, (size_t)op->n[0], 0);
+    op->run = run_gelu;
+    op->oracle = oracle_gelu;
+}
+
+// dwconv: n = B, T, H, W, C, kt.  Depthwise kt x 3 x 3.
+static void run_dwconv(Op *op, int backward) {
+    const int *n = op->n;
+    OpTensor *x = op->x;
+    dwconv_forward(op->y.data, x[0].data, x[1].data, x[2].data, n[0], n[1], n[2], n[3], n[4], n[5]);
+    if (backward) dwconv_backward(x[0].grad, x[1].grad, x[2].grad, op->y.grad, x[0].data, x[1].data, n[0], n[1], n[2], n[3], n[4], n[5]);
+}
+
+static void oracle_dwconv(Op *op, float *y) {
+    int B = op->n[0], T = op->n[1], H = op->n[2], W = op->n[3], C = op->n[4], kt = op->n[5];
+    for (int b = 0; b < B; b++) for (int t = 0; t < T; t++) for (int h = 0; h < H; h++) for (int w = 0; w < W; w++) for (int c = 0; c < C; c++) {
+        double sum = (double)op->x[2].data[c];
+        for (int i = 0; i < kt; i++) for (int j = 0; j < 3; j++) for (int k = 0; k < 3; k++) {
+            int ti = t + i - kt / 2, hj = h + j - 1, wk = w + k - 1;
+            if (ti < 0 || ti >= T || hj < 0 || hj >= H || wk < 0 || wk >= W) continue;
+            sum += (double)op->x[0].data[(((b * T + ti) * H + hj) * W + wk) * C + c] * (double)op->x[1].data[((c * kt + i) * 3 + j) * 3 + k];
+        }
+        y[(((b * T + t) * H + h) * W + w) * C + c] = (float)sum;
+    }
+}
+
+static void make_dwconv(Op *op) {
+    const int *n = op->n;
+    size_t tokens = (size_t)n[0] * (size_t)n[1] * (size_t)n[2] * (size_t)n[3], C = (size_t)n[4];
+    op_tensor(op, "x", INPUT, tokens * C)->channels_last = 1;
+    op_tensor(op, "w", PARAM, C * (size_t)n[5] * 9);
+    op_tensor(op, "b", PARAM, C);
+    op_output(op, tokens * C, 1);
+    op->run = run_dwconv;
+    op->oracle = oracle_dwconv;
+}
+
+// conv: n = N, H, W, C, O, kernel, stride, pad
+static void run_conv(Op *op, int backward) {
+    const int *n = op->n;
+    OpTensor *x = op->x;
+    conv_forward(op->y.data, x[0].data, x[1].data, x[2].data, n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7]);
+    if (backward) conv_backward(x[0].grad, x[1].grad, x[2].grad, op->y.grad, x[0].data, x[1].data, n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7]);
+}
+
+static void oracle_conv(Op *op, float *y) {
+    int N = op->n[0], H = op->n[1], W = op->n[2], C = op->n[3], O = op->n[4], K = op->n[5], stride = op->n[6], pad = op->n[7];
+    int OH = conv_size(H, K, stride, pad), OW = conv_size(W, K, stride, pad);
+    for (int b = 0; b < N; b++) for (int h = 0; h < OH; h++) for (int w = 0; w < OW; w++) for (int o = 0; o < O; o++) {
+        double sum = (double)op->x[2].data[o];
+        for (int c = 0; c < C; c++) for (int i = 0; i < K; i++) for (int j = 0; j < K; j++) {
+            int hi = h * stride + i - pad, wj = w * stride + j - pad;
+            if (hi < 0 || hi >= H || wj < 0 || wj >= W) continue;
+            sum += (double)op->x[0].data[((b * H + hi) * W + wj) * C + c] * (double)op->x[1].data[((o * C + c) * K + i) * K + j];
+        }
+        y[((b * OH + h) * OW + w) * O + o] = (float)sum;
+    }
+}
+
+static void make_conv(Op *op) {
+    const int *n = op->n;
+    size_t C = (size_t)n[3], O = (size_t)n[4];
+    op_tensor(op, "x", INPUT, (size_t)n[0] * (size_t)n[1] * (size_t)n[2] * C)->channels_last = 1;
+    op_tensor(op, "w", PARAM, O * C * (size_t)(n[5] * n[5]));
+    op_tensor(op, "b", PARAM, O);
+    op_output(op, (size_t)n[0] * (size_t)conv_size(n[1], n[5], n[6], n[7]) * (size_t)conv_size(n[2], n[5], n[6], n[7]) * O, 1);
+    op->run = run_conv;
+    op->oracle = oracle_conv;
+}
+
+// patch embedding: n as conv; the conv, then a LayerNorm over its channels
+static void run_patch(Op *op, int backward) {
+    const int *n = op->n;
+    OpTensor *x = op->x;
+    int rows = n[0] * conv_size(n[1], n[5], n[6], n[7]) * conv_size(n[2], n[5], n[6], n[7]);
+    float *conv = op_work(op, 0, op->y.numel), *dconv = op_work(op, 1, op->y.numel);
+    float *mean = op_work(op, 2, (size_t)rows), *rstd = op_work(op, 3, (size_t)rows);
+    conv_forward(conv, x[0].data, x[1].data, x[2].data, n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7]);
+    layernorm_forward(op->y.data, mean, rstd, conv, x[3].data, x[4].data, rows, n[4]);
+    if (!backward) return;
+    layernorm_backward(dconv, x[3].grad, x[4].grad, op->y.grad, NULL, conv, x[3].data, mean, rstd, rows, n[4]);
+    conv_backward(x[0].grad, x[1].grad, x[2].grad, dconv, x[0].data, x[1].data, n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7]);
+}
+
+static void make_patch(Op *op) {
+    make_conv(op);
+    snprintf(op->x[1].name, sizeof op->x[1].name, "p.proj.weight");
+    snprintf(op->x[2].name, sizeof op->x[2].name, "p.proj.bias");
+    op_tensor(op, "p.layer_norm.weight", PARAM, (size_t)op->n[4]);
+    op_tensor(op, "p.layer_norm.bias", PARAM, (size_t)op->n[4]);
+    op->y.channels_last = 0;                   // tokens (B, h*w, C) in the golden file too
+    op->run = run_patch;
+    op->oracle = NULL;
+}
+
+// attention: n = N, P, Pk, C, heads.  softmax(q k^T / sqrt(C / heads)) v, head by head
+static void run_attention(Op *op, int backward) {
+    const int *n = op->n;
+    OpTensor *x = op->x;
+    attention_forward(op->y.data, x[0].data, x[1].data, x[2].data, n[0], n[1], n[2], n[3], n[4]);
+    if (backward) {
+        attention_backward(x[0].grad, x[1].grad, x[2].grad, op->y.grad, x[0].data, x[1].data, x[2].data, n[0], n[1], n[2], n[3], n[4]);
+    }
+}
+
+static void oracle_attention(Op *op, float *y) {
+    int N = op->n[0], P = op->n[1], Pk = op->n[2], C = op->n[3], heads = op->n[4], d = C / heads;
+    double *p = (double *)malloc((size_t)Pk * sizeof(double));
+    for (int f = 0; f < N && p; f++) for (int i = 0; i < P; i++) for (int head = 0; head < heads; head++) {
+        const float *q = op->x[0].data + ((f * P + i) * C + head * d);
+        double largest = -1e300, sum = 0;
+        for (int j = 0; j < Pk; j++) {
+            p[j] = 0;
+            for (int c = 0; c < d; c++) p[j] += (double)q[c] * (double)op->x[1].data[(f * Pk + j) * C + head * d + c] / sqrt((double)d);
+            largest = fmax(largest, p[j]);
+        }
+        for (int j = 0; j < Pk; j++) sum += p[j] = exp(p[j] - largest);
+        for (int c = 0; c < d; c++) {
+            double out = 0;
+            for (int j = 0; j < Pk; j++) out += p[j] / sum * (double)op->x[2].data[(f * Pk + j) * C + head * d + c];
+            y[(f * P + i) * C + head * d + c] = (float)out;
+        }
+    }
+    free(p);
+}
+
+static void make_attention(Op *op) {
+    size_t N = (size_t)op->n[0], P = (size_t)op->n[1], Pk = (size_t)op->n[2], C = (size_t)op->n[3];
+    op_tensor(op, "q", INPUT, N * P * C)->scale = 3.0;
+    op_tensor(op, "k", INPUT, N * Pk * C);
+    op_tensor(op, "v", INPUT, N * Pk * C);
+    op_output(op, N * P * C, 0);
+    op->run = run_attention;
+    op->oracle = oracle_attention;
+}
+
+// The token that a scan visits at step s.
+static int visited(int order, int s, int T, int P) {
+    return order == SCAN_FORWARD ? s : order == SCAN_BACKWARD ? T * P - 1 - s : s % T * P + s / T;
+}
+
+// conv1d + SiLU: n = order, B, T, P, D, K, extra, accumulate.  Rows of x are D + extra floats, of which D belong to it;
+// accumulate: the gradient is added, as where the three directions meet
+static void run_conv1d(Op *op, int backward) {
+    int order = op->n[0], B = op->n[1], T = op->n[2], P = op->n[3], D = op->n[4], K = op->n[5], ldx = D + op->n[6], accumulate = op->n[7];
+    OpTensor *x = op->x;
+    conv1d_silu_forward(op->y.data, x[0].data, ldx, x[1].data, x[2].data, order, B, T, P, D, K);
+    if (!backward) return;
+    for (size_t row = 0; row < (size_t)B * (size_t)T * (size_t)P && !accumulate; row++) fill(x[0].grad + row * (size_t)ldx + D, (size_t)op->n[6], 0.0);
+    conv1d_silu_backward(x[0].grad, ldx, x[1].grad, x[2].grad, op->y.grad, x[0].data, ldx, x[1].data, x[2].data, order, B, T, P, D, K, accumulate);
+}
+
+static void oracle_conv1d(Op *op, float *y) {
+    int order = op->n[0], B = op->n[1], T = op->n[2], P = op->n[3], D = op->n[4], K = op->n[5], ldx = D + op->n[6], L = T * P;
+    for (int b = 0; b < B; b++) for (int s = 0; s < L; s++) for (int d = 0; d < D; d++) {
+        double sum = (double)op->x[2].data[d];
+        for (int k = 0; k < K; k++) {
+            int before = s - (K - 1) + k;
+            if (before >= 0) sum += (double)op->x[1].data[d * K + k] * (double)op->x[0].data[(b * L + visited(order, before, T, P)) * ldx + d];
+        }
+        y[(b * L + visited(order, s, T, P)) * D + d] = (float)(sum / (1 + exp(-sum)));
+    }
+}
+
+static void make_conv1d(Op *op) {
+    size_t tokens = (size_t)op->n[1] * (size_t)op->n[2] * (size_t)op->n[3], D = (size_t)op->n[4], K = (size_t)op->n[5];
+    op_tensor(op, "x", op->n[7] ? PARAM : INPUT, tokens * (D + (size_t)op->n[6]))->channels_last = 1;
+    op_tensor(op, "w", PARAM, D * K);
+    op_tensor(op, "b", PARAM, D);
+    op_output(op, tokens * D, 1);
+    op->run = run_conv1d;
+    op->oracle = oracle_conv1d;
+}
+
+// selective scan: n = order, B, T, P, D, N, R, accumulate.  Bt and Ct are columns R... and R+N... of rows of R + 2N floats (as W_x
+// leaves them); accumulate: y starts at 0.5 and the op adds
+static void run_scan(Op *op, int backward) {
+    int order = op->n[0], B = op->n[1], T = op->n[2], P = op->n[3], D = op->n[4], N = op->n[5], R = op->n[6], ld = R + 2 * N;
+    OpTensor *x = op->x;
+    const float *u = x[0].data, *dt = x[1].data, *bc = x[2].data, *A_log = x[3].data, *D_skip = x[4].data;
+    float *dbc = x[2].grad;
+    float *states = backward ? op_work(op, 0, selective_scan_states(B, T, P, D, N)) : NULL;
+    if (op->n[7]) fill(op->y.data, op->y.numel, 0.5);
+    selective_scan_forward(op->y.data, states, u, dt, bc + R, bc + R + N, ld, A_log, D_skip, order, B, T, P, D, N, op->n[7]);
+    if (!backward) return;
+    for (size_t row = 0; row < (size_t)B * (size_t)T * (size_t)P; row++) fill(dbc + row * (size_t)ld, (size_t)R, 0.0);
+    selective_scan_backward(x[0].grad, x[1].grad, dbc + R, dbc + R + N, ld, x[3].grad, x[4].grad, op->y.grad, u, dt, bc + R, bc + R + N, ld,
+                            A_log, D_skip, states, order, B, T, P, D, N);
+}
+
+static void oracle_scan(Op *op, float *y) {
+    int order = op->n[0], B = op->n[1], T = op->n[2], P = op->n[3], D = op->n[4], N = op->n[5], R = op->n[6], L = T * P;
+    for (int b = 0; b < B; b++) for (int d = 0; d < D; d++) {
+        double h[64] = { 0 };
+        for (int s = 0; s < L; s++) {
+            int row = b * L + visited(order, s, T, P);
+            double u = (double)op->x[0].data[row * D + d], dt = (double)op->x[1].data[row * D + d], out = (double)op->x[4].data[d] * u;
+            const float *Bt = op->x[2].data + row * (R + 2 * N) + R, *Ct = Bt + N;
+            for (int n = 0; n < N; n++) {
+                h[n] = exp(-dt * exp((double)op->x[3].data[d * N + n])) * h[n] + dt * u * (double)Bt[n];
+                out += (double)Ct[n] * h[n];
+            }
+            y[row * D + d] = (float)(out + (op->n[7] ? 0.5 : 0));
+        }
+    }
+}
+
+static void make_scan(Op *op) {
+    size_t tokens = (size_t)op->n[1] * (size_t)op->n[2] * (size_t)op->n[3], D = (size_t)op->n[4], N = (size_t)op->n[5];
+    op_tensor(op, "u", INPUT, tokens * D);
+    OpTensor *dt = op_tensor(op, "dt", INPUT, tokens * D);
+    dt->offset = 0.3;                          // 0.02 ... 0.58: as after softplus, never negative
+    dt->scale = 0.28;
+    op_tensor(op, "bc", INPUT, tokens * ((size_t)op->n[6] + 2 * N));
+    op_tensor(op, "A_log", PARAM, D * N)->offset = 0.5;
+    op_tensor(op, "D", PARAM, D);
+    op_output(op, tokens * D, 0);
+    op->run = run_scan;
+    op->oracle = oracle_scan;
+}
+
+// selective scan as the golden file has it: n = B, L, D, N, full. With delta's bias and softplus and the gate SiLU(z) around it (full),
+// and A instead of A_log:  dA = dA_log / A
+static void run_scan_golden(Op *op, int backward) {
+    int B = op->n[0], L = op->n[1], D = op->n[2], N = op->n[3], full = op->n[4];
+    size_t n = op->y.numel, d_count = (size_t)D;
+    OpTensor *u = &op->x[0], *delta = &op->x[1], *A = &op->x[2], *Bt = &op->x[3], *Ct = &op->x[4];
+    OpTensor *D_skip = full ? &op->x[5] : NULL, *z = full ? &op->x[6] : NULL, *bias = full ? &op->x[7] : NULL;
+    float *dt = op_work(op, 0, n), *ddt = op_work(op, 1, n), *y = op_work(op, 2, n), *dy = op_work(op, 3, n);
+    float *A_log = op_work(op, 4, A->numel), *zeros = op_work(op, 5, d_count), *dD = op_work(op, 6, d_count);
+    float *states = op_work(op, 7, selective_scan_states(B, 1, L, D, N));
+    fill(zeros, d_count, 0.0);
+    fill(dD, d_count, 0.0);
+    for (size_t i = 0; i < A->numel; i++) A_log[i] = (float)log(-(double)A->data[i]);
+    for (size_t i = 0; i < n; i++) dt[i] = full ? softplus_simd(delta->data[i] + bias->data[i % d_count]) : delta->data[i];
+    selective_scan_forward(y, states, u->data, dt, Bt->data, Ct->data, N, A_log, full ? D_skip->data : zeros, SCAN_FORWARD, B, 1, L, D, N, 0);
+    for (size_t i = 0; i < n; i++) op->y.data[i] = full ? y[i] * silu_simd(z->data[i]) : y[i];
+    if (!backward) return;
+    for (size_t i = 0; i < n; i++) {
+        dy[i] = op->y.grad[i];
+        if (!full) continue;
+        float gate = sigmoid_simd(z->data[i]);
+        dy[i] *= silu_simd(z->data[i]);
+        z->grad[i] = op->y.grad[i] * y[i] * gate * (1 + z->data[i] * (1 - gate));
+    }
+    selective_scan_backward(u->grad, ddt, Bt->grad, Ct->grad, N, A->grad, full ? D_skip->grad : dD, dy, u->data, dt, Bt->data, Ct->data, N,
+                            A_log, full ? D_skip->data : zeros, states, SCAN_FORWARD, B, 1, L, D, N);
+    for (size_t i = 0; i < A->numel; i++) A->grad[i] /= A->data[i];
+    for (size_t i = 0; i < n; i++) {
+        delta->grad[i] = full ? ddt[i] * sigmoid_simd(delta->data[i] + bias->data[i % d_count]) : ddt[i];
+        if (full) bias->grad[i % d_count] += delta->grad[i];
+    }
+}
+
+static void make_scan_golden(Op *op) {
+    size_t tokens = (size_t)op->n[0] * (size_t)op->n[1], D = (size_t)op->n[2], N = (size_t)op->n[3];
+    op_tensor(op, "u", INPUT, tokens * D)->channels_last = 1;
+    op_tensor(op, "delta", INPUT, tokens * D)->channels_last = 1;
+    op_tensor(op, "A", PARAM, D * N);
+    op_tensor(op, "B", INPUT, tokens * N)->channels_last = 1;
+    op_tensor(op, "C", INPUT, tokens * N)->channels_last = 1;
+    if (op->n[4]) {
+        op_tensor(op, "D", PARAM, D);
+        op_tensor(op, "z", INPUT, tokens * D)->channels_last = 1;
+        op_tensor(op, "delta_bias", PARAM, D);
+    }
+    op_output(op, tokens * D, 1);
+    op->run = run_scan_golden;
+}
+
+// bilinear: n = N, H, W, OH, OW, C, accumulate (the output starts at 0.5 then)
+static void run_bilinear(Op *op, int backward) {
+    const int *n = op->n;
+    if (n[6]) fill(op->y.data, op->y.numel, 0.5);
+    bilinear_forward(op->y.data, op->x[0].data, n[0], n[1], n[2], n[3], n[4], n[5], n[6]);
+    if (backward) bilinear_backward(op->x[0].grad, op->y.grad, n[0], n[1], n[2], n[3], n[4], n[5]);
+}
+
+static void oracle_bilinear(Op *op, float *y) {
+    int N = op->n[0], H = op->n[1], W = op->n[2], OH = op->n[3], OW = op->n[4], C = op->n[5];
+    for (int f = 0; f < N; f++) for (int i = 0; i < OH; i++) for (int j = 0; j < OW; j++) for (int c = 0; c < C; c++) {
+        double h = fmax((i + 0.5) * H / OH - 0.5, 0), w = fmax((j + 0.5) * W / OW - 0.5, 0);
+        int h0 = (int)h, w0 = (int)w, h1 = h0 + 1 < H ? h0 + 1 : H - 1, w1 = w0 + 1 < W ? w0 + 1 : W - 1;
+        const float *x = op->x[0].data + f * H * W * C + c;
+        double top = (double)x[(h0 * W + w0) * C] * (1 - (w - w0)) + (double)x[(h0 * W + w1) * C] * (w - w0);
+        double bottom = (double)x[(h1 * W + w0) * C] * (1 - (w - w0)) + (double)x[(h1 * W + w1) * C] * (w - w0);
+        y[((f * OH + i) * OW + j) * C + c] = (float)(top * (1 - (h - h0)) + bottom * (h - h0) + (op->n[6] ? 0.5 : 0));
+    }
+}
+
+static void make_bilinear(Op *op) {
+    const int *n = op->n;
+    op_tensor(op, "x", INPUT, (size_t)n[0] * (size_t)n[1] * (size_t)n[2] * (size_t)n[5])->channels_last = 1;
+    op_output(op, (size_t)n[0] * (size_t)n[3] * (size_t)n[4] * (size_t)n[5], 1);
+    op->run = run_bilinear;
+    op->oracle = oracle_bilinear;
+}
+
+// Sublayers of the model as train_vivim.c runs them: n = part, B, T, H, W, C, heads, sr, N, K, expand. The parts:
+enum { PART_ATTENTION, PART_MIXFFN, PART_SEGFORMER_BLOCK, PART_MAMBA, PART_DSF, PART_MAMBA_LAYER };
+// A model of one block and one Mamba layer is made for it. A block and a layer have two sublayers x + F(LN(x)), the others are
+// one F alone.
+static void part_forward(Op *op, int training, const float *x, float *y) {
+    Model *m = op->model;
+    Stage *st = &m->stages[0];
+    int part = op->n[0];
+    Sublayer *s = m->sublayers + (part == PART_MAMBA || part == PART_MAMBA_LAYER ? 2 : part == PART_MIXFFN ? 1 : part == PART_DSF ? 3 : 0);
+    m->training = training;
+    m->kept.used = m->scratch.used = 0;
+    if (part == PART_SEGFORMER_BLOCK || part == PART_MAMBA_LAYER) {
+        float *inp = arena_take(&m->kept, op->y.numel);
+        if (!m->planning) memcpy(inp, x, op->y.numel * sizeof(float));
+        const float *out = sublayer_forward(m, st, s + 1, sublayer_forward(m, st, s, inp));
+        if (!m->planning) memcpy(y, out, op->y.numel * sizeof(float));
+    } else if (part == PART_ATTENTION) {
+        self_attention_forward(m, st, s, y, x);
+    } else if (part == PART_MAMBA) {
+        st_mamba_forward(m, st, s, y, x);
+    } else {
+        ffn_forward(m, st, s, y, x);
+    }
+}
+
+static void part_backward(Op *op, float *dx, const float *dy, const float *x) {
+    Model *m = op->model;
+    Stage *st = &m->stages[0];
+    int part = op->n[0];
+    Sublayer *s = m->sublayers + (part == PART_MAMBA || part == PART_MAMBA_LAYER ? 2 : part == PART_MIXFFN ? 1 : part == PART_DSF ? 3 : 0);
+    m->scratch.used = 0;
+    if (part == PART_SEGFORMER_BLOCK || part == PART_MAMBA_LAYER) {
+        if (!m->planning) memcpy(dx, dy, op->y.numel * sizeof(float));
+        sublayer_backward(m, st, s + 1, dx);
+        sublayer_backward(m, st, s, dx);
+    } else if (part == PART_ATTENTION) {
+        self_attention_backward(m, st, s, dx, dy, x);
+    } else if (part == PART_MAMBA) {
+        st_mamba_backward(m, st, s, dx, dy, x);
+    } else {
+        ffn_backward(m, st, s, dx, dy, x);
+    }
+}
+
+static void run_part(Op *op, int backward) {
+    poison_arenas(op->model);
+    part_forward(op, backward, op->x[0].data, op->y.data);      // evaluation, where there is no backward pass, keeps nothing
+    if (backward) part_backward(op, op->x[0].grad, op->y.grad, op->x[0].data);
+}
+
+static void make_part(Op *op) {
+    static const char *const prefixes[6] = {   // of the tensor names that belong to each part; what follows is their name in the golden file
+        "encoder.downsample_layers.block.0.0.attention.", "encoder.downsample_layers.block.0.0.mlp.", "encoder.downsample_layers.block.0.0.",
+        "encoder.stages.0.0.0.mamba.", "encoder.stages.0.0.0.mlp.", "encoder.stages.0.0.0." };
+    const int *n = op->n;
+    Config config;
+    memset(&config, 0, sizeof config);
+    for (int i = 0; i < 4; i++) config.dims[i] = n[5];
+    config.heads[0] = n[6];
+    config.reductions[0] = n[7];
+    config.depths[0] = config.mamba_depths[0] = 1;
+    config.d_state = n[8];
+    config.d_conv = n[9];
+    config.expand = n[10];
+    config.decoder_dim = 1;
+    snprintf(config.scans, sizeof config.scans, "fbs");
+    Model *m = op->model = (Model *)malloc_check(sizeof(Model));
+    model_init(m, &config, 1);
+    m->grads = (float *)calloc_check(m->num_params, sizeof(float));
+    m->drop_path = 0;
+    m->B = n[1];
+    m->T = n[2];
+    m->stages[0].H = n[3];
+    m->stages[0].W = n[4];
+    m->stages[0].P = n[3] * n[4];
+    size_t numel = (size_t)n[1] * (size_t)n[2] * (size_t)m->stages[0].P * (size_t)n[5];
+    op_tensor(op, "x", INPUT, numel)->channels_last = n[0] == PART_MAMBA_LAYER;
+    op_output(op, numel, n[0] == PART_MAMBA_LAYER);
+    for (int i = 0; i < m->num_tensors; i++) {
+        const Tensor *row = &m->tensors[i];
+        size_t length = strlen(prefixes[n[0]]);
+        if (strncmp(row->name, prefixes[n[0]], length) != 0) continue;
+        OpTensor *x = &op->x[op->count++];     // the data are the model's own
+        snprintf(x->name, sizeof x->name, "p.%s", row->name + length);
+        x->kind = PARAM;
+        x->scale = strstr(x->name, "norm") || row->shape[1] < 4 ? 1.0 : 0.5;
+        x->numel = row->numel;
+        x->data = m->params + row->offset;
+        x->grad = m->grads + row->offset;
+    }
+    m->planning = 1;
+    part_forward(op, 1, NULL, NULL);
+    part_backward(op, NULL, NULL, NULL);
+    part_forward(op, 0, NULL, NULL);
+    m->planning = 0;
+    size_t kept = m->kept.peak, scratch = m->scratch.peak;
+    memset(&m->kept, 0, sizeof m->kept);
+    memset(&m->scratch, 0, sizeof m->scratch);
+    arena_reserve(&m->kept, kept);
+    arena_reserve(&m->scratch, scratch);
+    op->run = run_part;
+}
+
+// ------------------------------------------------------------------------------------------------------------------
+// 5. Tests of ops
+
+typedef struct { const char *name; OpMaker *make; int n[11]; double forward, backward; } OpRow;
+
+static void op_free(Op *op) {
+    free_tensors(op->t);
+    if (op->model) model_free(op->model);
+    free(op->model);
+    free(op);
+}
+
+// Against oracle, differences, itself: sizes 1, 2, odd, prime, a little more than a power of two. The limit is that of the oracle.
+static const OpRow OP_ROWS[] = {
+    { "linear", make_linear, { 1, 1, 1 }, 1e-6, 0 },
+    { "linear", make_linear, { 2, 3, 5 }, 1e-6, 0 },
+    { "linear", make_linear, { 7, 17, 33 }, 1e-6, 0 },
+    { "linear", make_linear, { 37, 64, 19 }, 1e-6, 0 },
+    { "linear", make_linear, { 131, 70, 65 }, 1e-6, 0 },
+    { "layernorm", make_layernorm, { 3, 1, 0 }, 1e-6, 0 },
+    { "layernorm", make_layernorm, { 1, 2, 0 }, 1e-6, 0 },
+    { "layernorm", make_layernorm, { 5, 7, 1 }, 1e-6, 0 },
+    { "layernorm", make_layernorm, { 9, 33, 2 }, 1e-6, 0 },
+    { "layernorm", make_layernorm, { 131, 64, 0 }, 1e-6, 0 },
+    { "gelu", make_gelu, { 1 }, 1e-6, 0 },
+    { "gelu", make_gelu, { 17 }, 1e-6, 0 },
+    { "gelu", make_gelu, { 1031 }, 1e-6, 0 },
+    { "dwconv", make_dwconv, { 1, 1, 1, 1, 1, 1 }, 1e-6, 0 },
+    { "dwconv", make_dwconv, { 2, 1, 5, 4, 3, 1 }, 1e-6, 0 },
+    { "dwconv", make_dwconv, { 3, 2, 2, 1, 17, 1 }, 1e-6, 0 },
+    { "dwconv", make_dwconv, { 1, 1, 7, 13, 40, 1 }, 1e-6, 0 },
+    { "dwconv", make_dwconv, { 1, 1, 1, 1, 2, 3 }, 1e-6, 0 },
+    { "dwconv", make_dwconv, { 2, 1, 3, 3, 16, 3 }, 1e-6, 0 },
+    { "dwconv", make_dwconv, { 1, 2, 2, 1, 33, 3 }, 1e-6, 0 },
+    { "dwconv", make_dwconv, { 1, 7, 3, 2, 5, 3 }, 1e-6, 0 },
+    { "dwconv", make_dwconv, { 2, 5, 4, 7, 20, 3 }, 1e-6, 0 },
+    { "conv", make_conv, { 1, 1, 1, 1, 1, 3, 2, 1 }, 1e-6, 0 },
+    { "conv", make_conv, { 2, 5, 7, 3, 4, 3, 2, 1 }, 1e-6, 0 },
+    { "conv", make_conv, { 1, 9, 13, 3, 5, 7, 4, 3 }, 1e-6, 0 },
+    { "conv", make_conv, { 2, 8, 8, 6, 6, 4, 4, 0 }, 1e-6, 0 },
+    { "conv", make_conv, { 1, 9, 7, 5, 5, 2, 2, 0 }, 1e-6, 0 },
+    { "conv", make_conv, { 1, 3, 3, 17, 19, 1, 1, 0 }, 1e-6, 0 },
+    { "conv", make_conv, { 3, 6, 5, 4, 4, 3, 1, 1 }, 1e-6, 0 },
+    { "attention", make_attention, { 1, 1, 1, 1, 1 }, 2e-6, 0 },
+    { "attention", make_attention, { 2, 5, 3, 6, 3 }, 2e-6, 0 },
+    { "attention", make_attention, { 1, 7, 7, 8, 1 }, 2e-6, 0 },
+    { "attention", make_attention, { 3, 17, 5, 20, 5 }, 2e-6, 0 },
+    { "attention", make_attention, { 2, 131, 16, 32, 2 }, 2e-6, 0 },
+    { "attention", make_attention, { 1, 33, 33, 10, 2 }, 2e-6, 0 },
+    { "conv1d", make_conv1d, { SCAN_FORWARD, 1, 1, 1, 1, 1, 0, 0 }, 1e-6, 0 },
+    { "conv1d", make_conv1d, { SCAN_FORWARD, 2, 1, 2, 3, 4, 2, 0 }, 1e-6, 0 },
+    { "conv1d", make_conv1d, { SCAN_BACKWARD, 2, 3, 5, 17, 4, 17, 1 }, 1e-6, 0 },
+    { "conv1d", make_conv1d, { SCAN_SPATIAL, 2, 5, 7, 33, 3, 0, 1 }, 1e-6, 0 },
+    { "conv1d", make_conv1d, { SCAN_SPATIAL, 1, 6, 43, 16, 4, 16, 0 }, 1e-6, 0 },
+    { "scan", make_scan, { SCAN_FORWARD, 1, 1, 1, 1, 1, 0, 0 }, 2e-6, 0 },
+    { "scan", make_scan, { SCAN_FORWARD, 2, 1, 2, 3, 16, 1, 0 }, 2e-6, 0 },
+    { "scan", make_scan, { SCAN_FORWARD, 1, 3, 43, 16, 16, 1, 1 }, 2e-6, 0 },
+    { "scan", make_scan, { SCAN_BACKWARD, 2, 5, 13, 17, 16, 2, 0 }, 2e-6, 0 },
+    { "scan", make_scan, { SCAN_SPATIAL, 1, 3, 43, 33, 16, 3, 1 }, 2e-6, 0 },
+    { "scan", make_scan, { SCAN_SPATIAL, 2, 2, 11, 8, 8, 1, 0 }, 2e-6, 0 },
+    { "scan", make_scan, { SCAN_BACKWARD, 1, 4, 5, 7, 5, 0, 1 }, 2e-6, 0 },
+    { "scan", make_scan, { SCAN_FORWARD, 1, 1, 257, 5, 20, 1, 0 }, 2e-6, 0 },
+    { "bilinear", make_bilinear, { 1, 1, 1, 1, 1, 1, 0 }, 1e-6, 0 },
+    { "bilinear", make_bilinear, { 2, 1, 1, 4, 6, 3, 1 }, 1e-6, 0 },
+    { "bilinear", make_bilinear, { 2, 5, 7, 10, 14, 17, 0 }, 1e-6, 0 },
+    { "bilinear", make_bilinear, { 1, 9, 12, 18, 23, 2, 1 }, 1e-6, 0 },
+    { "bilinear", make_bilinear, { 1, 2, 3, 16, 24, 33, 0 }, 1e-6, 0 },
+    { "bilinear", make_bilinear, { 1, 9, 12, 5, 6, 1, 0 }, 1e-6, 0 },
+    { "bilinear", make_bilinear, { 3, 4, 5, 4, 5, 4, 1 }, 1e-6, 0 },
+    { "attention_sublayer", make_part, { PART_ATTENTION, 1, 2, 5, 7, 6, 2, 2, 16, 4, 2 }, 0, 0 },
+    { "ffn_sublayer", make_part, { PART_MIXFFN, 1, 2, 3, 5, 5, 1, 1, 16, 4, 2 }, 0, 0 },
+    { "ffn_sublayer", make_part, { PART_DSF, 2, 3, 2, 5, 7, 1, 1, 16, 4, 2 }, 0, 0 },
+    { "segformer_block", make_part, { PART_SEGFORMER_BLOCK, 2, 3, 5, 3, 4, 2, 1, 16, 4, 2 }, 0, 0 },
+    { "mamba_sublayer", make_part, { PART_MAMBA, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1 }, 0, 0 },
+    { "mamba_sublayer", make_part, { PART_MAMBA, 2, 4, 3, 5, 17, 1, 1, 16, 4, 2 }, 0, 0 },
+    { "mamba_layer", make_part, { PART_MAMBA_LAYER, 1, 5, 3, 3, 7, 1, 1, 5, 3, 3 }, 0, 0 },
+};
+enum { OP_ROW_COUNT = sizeof OP_ROWS / sizeof OP_ROWS[0] };
+
+static void test_op(Test *t, const void *row) {
+    const char *name = ((const OpRow *)row)->name;
+    for (int i = 0; i < OP_ROW_COUNT; i++) {
+        if (strcmp(OP_ROWS[i].name, name) != 0) continue;
+        Op *op = op_new(t, OP_ROWS[i].make, OP_ROWS[i].n);
+        op_check(op, OP_ROWS[i].forward);
+        op_free(op);
+    }
+}
+
+// Every order with every length of clip: the spatial order is where a wrong T hides.
+static void test_orders(Test *t, const void *row) {
+    (void)row;
+    for (int order = SCAN_FORWARD; order <= SCAN_SPATIAL; order++) {
+        for (int T = 1; T <= 7; T++) {
+            int conv1d[11] = { order, 1 + T % 2, T, 1 + T * 5 % 6, 3 + 4 * T, 4, T % 3, T % 2 };
+            int scan[11] = { order, 1 + T % 2, T, 1 + T * 5 % 6, 3 + 4 * T, 16, 1, T % 2 };
+            Op *op = op_new(t, make_conv1d, conv1d);
+            op_check(op, 1e-6);
+            op_free(op);
+            op = op_new(t, make_scan, scan);
+            op_check(op, 2e-6);
+            op_free(op);
+        }
+    }
+}
+
+// Against PyTorch. The limits are about three times what float showed when it was right.
+static const OpRow GOLDEN_ROWS[] = {
+    { "scan_L37_N16", make_scan_golden, { 2, 37, 6, 16, 1 }, 2e-6, 5e-6 },
+    { "scan_L37_N8", make_scan_golden, { 2, 37, 6, 8, 1 }, 2e-6, 5e-6 },
+    { "scan_L257_N16", make_scan_golden, { 2, 257, 6, 16, 1 }, 2e-6, 5e-6 },
+    { "scan_L257_N8", make_scan_golden, { 2, 257, 6, 8, 1 }, 2e-6, 5e-6 },
+    { "scan_plain", make_scan_golden, { 1, 11, 3, 16, 0 }, 2e-6, 5e-6 },
+    { "conv1d_silu_w4", make_conv1d, { SCAN_FORWARD, 2, 1, 19, 6, 4, 0, 0 }, 1e-6, 2e-6 },
+    { "conv1d_silu_w3", make_conv1d, { SCAN_FORWARD, 2, 1, 19, 6, 3, 0, 0 }, 1e-6, 2e-6 },
+    { "dwconv3d", make_dwconv, { 2, 3, 5, 4, 6, 3 }, 1e-6, 2e-6 },
+    { "dwconv3d_t1", make_dwconv, { 1, 1, 2, 2, 4, 3 }, 1e-6, 2e-6 },
+    { "dwconv2d", make_dwconv, { 2, 1, 7, 5, 6, 1 }, 1e-6, 2e-6 },
+    { "attn_sr4", make_part, { PART_ATTENTION, 2, 1, 9, 12, 12, 3, 4, 16, 4, 2 }, 2e-6, 3e-6 },
+    { "attn_sr2", make_part, { PART_ATTENTION, 2, 1, 6, 4, 12, 3, 2, 16, 4, 2 }, 2e-6, 3e-6 },
+    { "attn_sr1", make_part, { PART_ATTENTION, 2, 1, 5, 7, 12, 3, 1, 16, 4, 2 }, 2e-6, 3e-6 },
+    { "mixffn", make_part, { PART_MIXFFN, 2, 1, 5, 6, 8, 1, 1, 16, 4, 2 }, 2e-6, 3e-6 },
+    { "seglayer", make_part, { PART_SEGFORMER_BLOCK, 2, 1, 6, 4, 12, 3, 2, 16, 4, 2 }, 2e-6, 3e-6 },
+    { "mamba_d16_t3", make_part, { PART_MAMBA, 2, 3, 4, 5, 16, 1, 1, 16, 4, 2 }, 2e-6, 5e-6 },
+    { "mamba_d40_t5", make_part, { PART_MAMBA, 2, 5, 2, 3, 40, 1, 1, 16, 4, 2 }, 2e-6, 5e-6 },
+    { "mamba_d8_t2_n8_c3_e1", make_part, { PART_MAMBA, 2, 2, 3, 3, 8, 1, 1, 8, 3, 1 }, 2e-6, 5e-6 },
+    { "mamba_mlp", make_part, { PART_DSF, 2, 3, 4, 5, 8, 1, 1, 16, 4, 2 }, 2e-6, 3e-6 },
+    { "mambalayer_d16", make_part, { PART_MAMBA_LAYER, 2, 3, 4, 5, 16, 1, 1, 16, 4, 2 }, 2e-6, 5e-6 },
+    { "patch7s4", make_patch, { 2, 18, 23, 3, 10, 7, 4, 3 }, 2e-6, 3e-6 },
+    { "patch3s2", make_patch, { 2, 9, 12, 6, 10, 3, 2, 1 }, 2e-6, 3e-6 },
+    { "layernorm", make_layernorm, { 35, 24, 0 }, 1e-6, 2e-6 },
+    { "gelu", make_gelu, { 209 }, 1e-6, 1e-6 },
+    { "bilinear_x2", make_bilinear, { 2, 5, 7, 10, 14, 3 }, 1e-6, 1e-6 },
+    { "bilinear_x4", make_bilinear, { 2, 4, 3, 16, 12, 3 }, 1e-6, 1e-6 },
+    { "bilinear_x8", make_bilinear, { 2, 3, 2, 24, 16, 3 }, 1e-6, 1e-6 },
+    { "bilinear_odd1", make_bilinear, { 2, 9, 12, 18, 23, 3 }, 1e-6, 1e-6 },
+    { "bilinear_odd2", make_bilinear, { 2, 3, 3, 18, 23, 3 }, 1e-6, 1e-6 },
+    { "bilinear_odd3", make_bilinear, { 2, 18, 23, 70, 90, 3 }, 5e-6, 5e-6 },
+    { "bilinear_down", make_bilinear, { 2, 9, 12, 5, 6, 3 }, 1e-6, 1e-6 },
+    { "bilinear_same", make_bilinear, { 2, 4, 5, 4, 5, 3 }, 1e-6, 1e-6 },
+    { "bilinear_one", make_bilinear, { 2, 1, 1, 4, 6, 3 }, 1e-6, 1e-6 },
+};
+enum { GOLDEN_ROW_COUNT = sizeof GOLDEN_ROWS / sizeof GOLDEN_ROWS[0] };
+
+static void test_golden_op(Test *t, const void *data) {
+    const OpRow *row = (const OpRow *)data;
+    Op *op = op_new(t, row->make, row->n);
+    op_golden(op, row->name, row->forward, row->backward);
+    op_free(op);
+}
+
+// C = [C +] op(A) op(B) + bias, both transposes, with rows longer than the matrix, in parallel and on one thread
+static void matmul_case(Test *t, int M, int N, int K, int transA, int transB, int with_bias, int accumulate) {
+    char what[160];
+    int lda = (transA ? M : K) + 3, ldb = (transB ? K : N) + 1, ldc = N + 2;
+    size_t sizeA = (size_t)(transA ? K : M) * (size_t)lda, sizeB = (size_t)(transB ? N : K) * (size_t)ldb, sizeC = (size_t)M * (size_t)ldc;
+    float *A = tensor(t, sizeA), *B = tensor(t, sizeB), *bias = tensor(t, (size_t)N), *out[3], *expected = tensor(t, sizeC);
+    for (size_t i = 0; i < sizeA; i++) A[i] = (float)hash_u(fnv1a32("A"), i);
+    for (size_t i = 0; i < sizeB; i++) B[i] = (float)hash_u(fnv1a32("B"), i);
+    for (int i = 0; i < N; i++) bias[i] = (float)hash_u(fnv1a32("bias"), (uint64_t)i);
+    for (int i = 0; i < 3; i++) {              // one thread, four threads, serial; columns N.. belong to someone else and stay 7
+        out[i] = tensor(t, sizeC);
+        if (accumulate) fill(out[i], sizeC, 0.25);
+        for (int m = 0; m < M; m++) fill(out[i] + (size_t)m * (size_t)ldc + N, (size_t)(ldc - N), 7);
+    }
+    for (int m = 0; m < M; m++) for (int n = 0; n < ldc; n++) {
+        double sum = n >= N ? 7 : (with_bias ? (double)bias[n] : 0) + (accumulate ? 0.25 : 0);
+        for (int k = 0; k < K && n < N; k++) sum += (double)A[transA ? k * lda + m : m * lda + k] * (double)B[transB ? n * ldb + k : k * ldb + n];
+        expected[m * ldc + n] = (float)sum;
+    }
+    set_threads(1);
+    matmul(out[0], ldc, A, lda, transA, B, ldb, transB, with_bias ? bias : NULL, M, N, K, accumulate);
+    set_threads(4);
+    matmul(out[1], ldc, A, lda, transA, B, ldb, transB, with_bias ? bias : NULL, M, N, K, accumulate);
+    matmul_serial(out[2], ldc, A, lda, transA, B, ldb, transB, with_bias ? bias : NULL, M, N, K, accumulate);
+    snprintf(what, sizeof what, "M %d N %d K %d%s%s%s%s", M, N, K, transA ? " At" : "", transB ? " Bt" : "", with_bias ? " bias" : "", accumulate ? " +=" : "");
+    for (int m = 0; m < M; m++) fill(expected + (size_t)m * (size_t)ldc + N, (size_t)(ldc - N), 7);
+    expect_close(t, what, out[0], expected, sizeC, ORACLE_LIMIT(3e-6));
+    expect_bits(t, what, out[1], out[0], sizeC);
+    expect_close(t, what, out[2], expected, sizeC, ORACLE_LIMIT(3e-6));
+    check_guards(t, what);
+    free_tensors(t);
+}
+
+static void test_matmul(Test *t, const void *row) {
+    static const int sizes[][3] = { { 1, 1, 1 }, { 1, 2, 3 }, { 2, 1, 7 }, { 3, 5, 1 }, { 5, 3, 2 }, { 13, 17, 19 }, { 16, 16, 16 }, { 6, 64, 64 },
+                                    { 33, 31, 65 }, { 97, 101, 103 }, { 1, 257, 64 }, { 257, 1, 64 }, { 64, 64, 521 }, { 150, 130, 300 } };
+    (void)row;
+    for (int i = 0; i < (int)(sizeof sizes / sizeof sizes[0]); i++) {
+        for (int kind = 0; kind < 16; kind++) {
+            matmul_case(t, sizes[i][0], sizes[i][1], sizes[i][2], kind & 1, kind >> 1 & 1, kind >> 2 & 1, kind >> 3 & 1);
+        }
+    }
+}
+
+// The functions that replace libm's in inner loops, on a fine grid and at the ends of their range
+static void test_elementary(Test *t, const void *row) {
+    double worst[6] = { 0, 0, 0, 0, 0, 0 };
+    (void)row;
+    for (int i = -30000; i <= 30000; i++) {
+        float x = (float)(i / 350.0);          // -85.7 ... 85.7
+        double X = (double)x, exact[6], sigmoid = 1 / (1 + exp(-X));
+        float ours[6];
+        exact[0] = exp(X);
+        exact[1] = exp2(X);
+        exact[2] = sigmoid;
+        exact[3] = X * sigmoid;
+        exact[4] = X > 20 ? X : log1p(exp(X));
+        exact[5] = X * 0.5 * erfc(-X / sqrt(2.0));
+        ours[0] = exp_simd(x);
+        ours[1] = exp2_simd(x);
+        ours[2] = sigmoid_simd(x);
+        ours[3] = silu_simd(x);
+        ours[4] = softplus_simd(x);
+        ours[5] = gelu_simd(x);
+        for (int f = 0; f < 6; f++) {          // relative; of results below 1e-3 (gelu: 0.1, it is 1 - something there) absolute
+            double error = fabs((double)ours[f] - exact[f]) / fmax(fabs(exact[f]), f < 2 ? 0 : f < 5 ? 1e-3 : 0.1);
+            if (!(error <= worst[f])) worst[f] = error;
+        }
+    }
+    static const char *const names[6] = { "exp", "exp2", "sigmoid", "silu", "softplus", "gelu" };
+    for (int f = 0; f < 6; f++) expect_error(t, names[f], worst[f], ORACLE_LIMIT(5e-7));
+    expect(t, exp_simd(0.0f) == 1.0f && exp2_simd(0.0f) == 1.0f, "exp(0) is exactly 1");
+    expect(t, exp_simd(-1e4f) >= 0.0f && exp_simd(-1e4f) < 1e-37f, "exp(-10000) is 0, or nearly");
+    expect(t, sigmoid_simd(-1e4f) >= 0.0f && sigmoid_simd(-1e4f) < 1e-37f && sigmoid_simd(1e4f) == 1.0f, "sigmoid at the ends");
+    expect(t, fabsf(silu_simd(-1e4f)) < 1e-30f && silu_simd(1e4f) == 1e4f, "silu at the ends");
+    expect(t, fabsf(softplus_simd(25.0f) - 25.0f) < 1e-6f && softplus_simd(-1e4f) >= 0.0f && softplus_simd(-1e4f) < 1e-30f, "softplus at the ends");
+    expect(t, fabsf(gelu_simd(-1e4f)) < 1e-30f && gelu_simd(1e4f) == 1e4f, "gelu at the ends");
+    float nan = (float)NAN;
+    expect(t, isnan(exp_simd(nan)) && isnan(sigmoid_simd(nan)) && isnan(softplus_simd(nan)) && isnan(gelu_simd(nan)), "NaN stays NaN");
+}
+
+// silu and softplus against PyTorch, with their derivatives as the gate and dt use them
+static void test_golden_elementary(Test *t, const void *row) {
+    (void)row;
+    for (int f = 0; f < 2; f++) {
+        const char *name = f ? "softplus" : "silu";
+        size_t n = f ? 214 : 209;
+        float *x = golden_op(t, name, "in.", "x", n, 0), *out = golden_op(t, name, "out", "", n, 0), *gy = golden_op(t, name, "gy", "", n, 0);
+        float *gx = golden_op(t, name, "g.", "x", n, 0), *y = tensor(t, n), *dx = tensor(t, n);
+        if (!x || !out || !gy || !gx) return;
+        for (size_t i = 0; i < n; i++) {
+            float s = sigmoid_simd(x[i]);
+            y[i] = f ? softplus_simd(x[i]) : silu_simd(x[i]);
+            dx[i] = gy[i] * (f == 0 ? s * (1 + x[i] * (1 - s)) : x[i] > 20 ? 1 : s);
+        }
+        expect_close(t, name, y, out, n, LIMIT(5e-7));
+        expect_close(t, name, dx, gx, n, LIMIT(5e-7));
+    }
+}

@@ -1,0 +1,3060 @@
+/*
+train_vivim.c: Vivim, a video vision Mamba for medical video segmentation, in one file of plain C99.
+
+The whole model, forward and backward, its training, evaluation and data: a SegFormer encoder whose stages end in
+Mamba layers that scan a clip along three orders, and a light decoder that turns four feature maps into one mask.
+Paper: Yang et al., "Vivim: a Video Vision Mamba for Medical Video Segmentation", IEEE TCSVT 2025, arXiv 2401.14168.
+
+Not in this file: reading images and videos (prepro/frames.c), synthetic data (prepro/phantom.c), file formats
+(prepro/shard.h, prepro/safetensors.h, prepro/png.h).
+
+Build and run:  make train_vivim && ./train_vivim          (./train_vivim --help lists every option)
+
+READING ORDER
+   1 utilities: errors, memory arenas           9 bilinear upsampling
+   2 elementary functions that vectorise       10 batch norm and the segmentation head
+   3 counter-based random numbers              11 the segmentation loss
+   4 matmul: the linear layers                 12 the model: tensor table, sublayers, forward, backward, Adam
+   5 layer norm, GELU, residual                13 checkpoints
+   6 convolutions: depthwise and dense         14 data: clips, augmentation, batches
+   7 attention                                 15 metrics
+   8 causal conv and the selective scan        16 options, train, evaluate, bench, main
+
+GLOSSARY (PyTorch and the Mamba paper use the same letters)
+   B clips in a batch    T frames of a clip       H, W height and width of a grid    C channels
+   P = H*W tokens of a frame      L = T*P tokens of a clip      rows = B*L tokens of a batch
+   D d_inner = expand*C, width inside Mamba      N d_state = 16      R dt_rank = ceil(C/16)      K d_conv = 4
+   E decoder width       inp, out, weight, bias; dinp, dout, dweight, dbias their gradients of the loss
+
+CONVENTIONS
+   Activations are channels-last: a stage's features are (B, T, H, W, C), the same memory as tokens (B, L, C) with
+   l = t*P + h*W + w. So linear layers are matrix products over tokens, and everything else vectorises over channels.
+   Weights keep PyTorch's shapes: a linear (out, in), a convolution (out, in, kh, kw).
+   op_forward(out, what backward needs, inputs, weights, sizes). op_backward(dinp, dweight, dbias, dout, ...).
+   A backward ADDS to the gradients of parameters and OVERWRITES the gradients of activations.
+   Threads share work by fixed pieces, and sums over tokens are made in fixed slices: the number of threads never
+   changes a bit of any result. test_vivim.c holds every function to PyTorch's numbers and to finite differences.
+*/
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE  // POSIX (mmap, sigaction, clock_gettime) and madvise
+#endif
+#include <ctype.h>
+#include <errno.h>
+#include <math.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#include "prepro/png.h"
+#include "prepro/safetensors.h"
+#include "prepro/shard.h"
+#ifdef VIVIM_DOUBLE  // test_vivim.c compiles this file a second time with every float a double: exact finite differences
+#include "dev/double.h"
+#endif
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 1 UTILITIES
+
+#if defined(__GNUC__) || defined(__clang__)
+#define RESTRICT __restrict
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+#define PREFETCH_READ(address) __builtin_prefetch(address, 0, 2)
+#define PREFETCH_WRITE(address) __builtin_prefetch(address, 1)
+#define PRINTF_LIKE(text, first) __attribute__((format(printf, text, first)))
+#else
+#define RESTRICT
+#define ALWAYS_INLINE static inline
+#define PREFETCH_READ(address) ((void)0)
+#define PREFETCH_WRITE(address) ((void)0)
+#define PRINTF_LIKE(text, first)
+#endif
+#if defined(__clang__)  // unroll the next loop completely (its trip count is a constant)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define UNROLL _Pragma("GCC unroll 16")
+#else
+#define UNROLL
+#endif
+
+static inline int min_int(int a, int b) { return a < b ? a : b; }
+static inline int max_int(int a, int b) { return a > b ? a : b; }
+static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// One clear line on stderr - what, where, what to do - and exit status 1.
+static void fail(const char *format, ...) PRINTF_LIKE(1, 2);
+static void fail(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fflush(stdout);
+    fprintf(stderr, "train_vivim: ");
+    vfprintf(stderr, format, args);
+    fprintf(stderr, "\n");
+    va_end(args);
+    exit(1);
+}
+
+static void out_of_memory(double bytes) {
+    fail("out of memory: %.1f MiB more were wanted; use a smaller --batch, --frames, --size or --config", bytes / 1048576);
+}
+
+static void *malloc_check(size_t bytes) {
+    void *p = malloc(bytes ? bytes : 1);
+    if (p == NULL) out_of_memory((double)bytes);
+    return p;
+}
+
+static void *calloc_check(size_t count, size_t size) {
+    void *p = calloc(count ? count : 1, size);
+    if (p == NULL) out_of_memory((double)count * (double)size);
+    return p;
+}
+
+static float *malloc_floats(size_t n) { return (float *)malloc_check(n * sizeof(float)); }
+
+static double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+// An arena is one block of memory from which tensors are cut one after the other. With base == NULL it only counts:
+// the same layout code first measures a plan, then, run again, hands out the pointers.
+typedef struct {
+    char *base;
+    size_t used, peak, size;  // bytes; peak is the largest `used` so far
+} Arena;
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+enum { RED_ZONE = 64 };  // poisoned bytes between tensors: running over a tensor's end is caught
+#else
+enum { RED_ZONE = 0 };
+#endif
+
+static float *arena_take(Arena *arena, size_t n) {
+    size_t bytes = (n * sizeof(float) + 63) / 64 * 64;  // every tensor starts on a cache line
+    float *p = arena->base ? (float *)(void *)(arena->base + arena->used) : NULL;
+    arena->used += bytes + RED_ZONE;
+    if (arena->used > arena->peak) arena->peak = arena->used;
+    if (arena->base && arena->used > arena->size) fail("internal error: an arena of %zu bytes is too small", arena->size);
+#if defined(__SANITIZE_ADDRESS__)
+    if (p) {
+        ASAN_UNPOISON_MEMORY_REGION(p, n * sizeof(float));
+        ASAN_POISON_MEMORY_REGION((char *)p + n * sizeof(float), bytes - n * sizeof(float) + RED_ZONE);
+    }
+#endif
+    return p;
+}
+
+static void arena_free(Arena *arena) {
+#if defined(__SANITIZE_ADDRESS__)
+    if (arena->base) ASAN_UNPOISON_MEMORY_REGION(arena->base, arena->size);
+#endif
+    free(arena->base);
+    memset(arena, 0, sizeof *arena);
+}
+
+// Makes room for `size` bytes (keeps what is there if it is already large enough; contents are not kept otherwise).
+static void arena_reserve(Arena *arena, size_t size) {
+    if (arena->base == NULL || arena->size < size) {
+        void *base = NULL;
+        arena_free(arena);
+        size = (size + 2097151) / 2097152 * 2097152;
+        if (posix_memalign(&base, 2097152, size) != 0) out_of_memory((double)size);
+#ifdef MADV_HUGEPAGE
+        madvise(base, size, MADV_HUGEPAGE);  // fewer TLB misses: 5-20 % on the memory-bound layers
+#endif
+        arena->base = (char *)base;
+        arena->size = size;
+    }
+#if defined(__SANITIZE_ADDRESS__)
+    ASAN_UNPOISON_MEMORY_REGION(arena->base, arena->size);
+#endif
+    arena->used = 0;
+}
+
+// Sums over many rows (tokens) are made in SLICES fixed slices, each by one thread, and the slices added in order:
+// parallel, and the same bits for every number of threads.
+enum { SLICES = 32 };
+
+static size_t slice_start(size_t n, int slice) { return n * (size_t)slice / SLICES; }
+
+// out[i] += sum over slices of partial[slice*n + i]
+static void add_slices(float *out, const float *partial, size_t n) {
+    #pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < n; i++) {
+        float sum = 0.0f;
+        for (int s = 0; s < SLICES; s++) sum += partial[(size_t)s * n + i];
+        out[i] += sum;
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 2 ELEMENTARY FUNCTIONS THAT VECTORISE
+//
+// libm's expf and erff are calls the compiler cannot vectorise without fast-math, and fast-math would hide NaN. These
+// are branch-free polynomials instead: inside `#pragma omp simd` loops they run 16 lanes at a time. NaN stays NaN.
+
+#ifdef VIVIM_DOUBLE
+static inline float exp2_simd(float x) { return exp2(x); }
+static inline float exp_simd(float x) { return exp(x); }
+static inline float log1p_simd(float u) { return log1p(u); }
+static inline float normal_cdf_simd(float x) { return 0.5 * erfc(-x * 0.70710678118654752440); }
+#else
+// 2^x = 2^k 2^f with k = round(x), |f| <= 1/2: a degree-6 polynomial (relative error 2e-9 before rounding) times 2^k,
+// which is k put into the exponent bits. Adding 1.5*2^23 rounds to an integer and leaves it in the low mantissa bits.
+static inline float exp2_simd(float x) {
+    union { float f; uint32_t u; } magic, scale;
+    float f, p;
+    x = x < -126.0f ? -126.0f : x;  // written so that NaN passes
+    x = x > 128.0f ? 128.0f : x;    // 2^128 = inf
+    magic.f = x + 12582912.0f;
+    f = x - (magic.f - 12582912.0f);
+    p = 1.534580746e-04f;
+    p = p * f + 1.339993118e-03f;
+    p = p * f + 9.618488974e-03f;
+    p = p * f + 5.550328777e-02f;
+    p = p * f + 2.402264689e-01f;
+    p = p * f + 6.931472057e-01f;
+    p = p * f + 1.0f;
+    scale.u = (magic.u + 127u) << 23;
+    return p * scale.f;
+}
+
+// e^x = 2^k e^f with f = x - k ln 2, ln 2 in two parts so that f keeps all its digits
+static inline float exp_simd(float x) {
+    union { float f; uint32_t u; } magic, scale;
+    float k, f, p;
+    x = x < -87.33f ? -87.33f : x;
+    x = x > 88.8f ? 88.8f : x;
+    magic.f = x * 1.44269504f + 12582912.0f;
+    k = magic.f - 12582912.0f;
+    f = x - k * 0.693359375f;
+    f = f + k * 2.12194440e-4f;
+    p = 1.383684195e-03f;
+    p = p * f + 8.374815782e-03f;
+    p = p * f + 4.166822564e-02f;
+    p = p * f + 1.666642017e-01f;
+    p = p * f + 4.999999208e-01f;
+    p = p * f + 1.0f;
+    p = p * f + 1.0f;
+    scale.u = (magic.u + 127u) << 23;
+    return p * scale.f;
+}
+
+// log(1 + u) for 0 <= u <= 1, relative error 5e-9 before rounding
+static inline float log1p_simd(float u) {
+    float p = -3.243980824e-03f;
+    p = p * u + 1.985126246e-02f;
+    p = p * u - 5.695915876e-02f;
+    p = p * u + 1.060361684e-01f;
+    p = p * u - 1.530557010e-01f;
+    p = p * u + 1.967593146e-01f;
+    p = p * u - 2.495413213e-01f;
+    p = p * u + 3.332996227e-01f;
+    p = p * u - 4.999990242e-01f;
+    p = p * u + 1.0f;
+    return p * u;
+}
+
+// P(X <= x) of a standard normal = 1 - erfc(x/sqrt 2)/2. For a = |x| the tail is erfc(a/sqrt 2) = 2^(-a Q(a)) with a
+// smooth Q, fitted so that the result is within 2e-8; a Q(a) grows beyond the fit, so far tails go to 0 as they should.
+static inline float normal_cdf_simd(float x) {
+    float a = fabsf(x), q, tail;
+    a = a > 12.0f ? 12.0f : a;
+    q = 2.334923497e-06f;
+    q = q * a - 3.373753505e-05f;
+    q = q * a + 1.612926143e-04f;
+    q = q * a + 1.917062060e-04f;
+    q = q * a - 7.126868233e-03f;
+    q = q * a + 5.253361498e-02f;
+    q = q * a + 4.591982811e-01f;
+    q = q * a + 1.151106042e+00f;
+    tail = 0.5f * exp2_simd(-a * q);
+    return x > 0.0f ? 1.0f - tail : tail;
+}
+#endif
+
+static inline float sigmoid_simd(float x) { return 1.0f / (1.0f + exp_simd(-x)); }
+static inline float silu_simd(float x) { return x * sigmoid_simd(x); }
+// d silu / dx = s (1 + x (1 - s)), s = sigmoid(x)
+static inline float silu_grad_simd(float x) {
+    float s = sigmoid_simd(x);
+    return s * (1.0f + x * (1.0f - s));
+}
+// softplus(x) = log(1 + e^x) = max(x, 0) + log(1 + e^-|x|). PyTorch returns x itself above 20, where the two agree to
+// the last bit in float32.
+static inline float softplus_simd(float x) {
+    float positive = x > 0.0f ? x : 0.0f * x;  // 0*x keeps NaN
+    return positive + log1p_simd(exp_simd(-fabsf(x)));
+}
+static inline float gelu_simd(float x) { return x * normal_cdf_simd(x); }
+// d gelu / dx = cdf(x) + x pdf(x)
+static inline float gelu_grad_simd(float x) {
+    return normal_cdf_simd(x) + x * 0.39894228f * exp_simd(-0.5f * x * x);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 3 COUNTER-BASED RANDOM NUMBERS
+//
+// A random number is a hash of (seed, stream, step, index), not the next one of a sequence: any thread, a GPU, or a
+// resumed run gets the same value without knowing what was drawn before it.
+
+enum { RNG_INIT = 1, RNG_SHUFFLE, RNG_AUGMENT, RNG_DROP_PATH, RNG_DROPOUT };  // streams
+
+static uint64_t mix64(uint64_t x) {  // the finaliser of splitmix64: every input bit changes every output bit
+    x += 0x9E3779B97F4A7C15u;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    return x ^ (x >> 31);
+}
+
+static uint64_t rng_key(uint64_t seed, int stream, uint64_t step) { return mix64(mix64(seed + (uint64_t)stream) ^ step); }
+
+// the i-th number of a key: 32 random bits from two rounds of 32-bit mixing (cheap to vectorise)
+static inline uint32_t rng_u32(uint64_t key, uint64_t i) {
+    uint32_t x = (uint32_t)i ^ (uint32_t)key;
+    x = (x ^ (x >> 16)) * 0x7FEB352Du;
+    x = (x ^ (x >> 15)) * 0x846CA68Bu;
+    x ^= (x >> 16) ^ (uint32_t)(key >> 32) ^ (uint32_t)(i >> 32) * 0x9E3779B9u;
+    x = (x ^ (x >> 16)) * 0x21F0AAADu;
+    x = (x ^ (x >> 15)) * 0xD35A2D97u;
+    return x ^ (x >> 15);
+}
+static inline float rng_uniform(uint64_t key, uint64_t i) { return (float)(rng_u32(key, i) >> 8) * (1.0f / 16777216.0f); }  // [0, 1)
+static float rng_normal(uint64_t key, uint64_t i) {  // Box-Muller
+    double u = ((double)rng_u32(key, 2 * i) + 1.0) / 4294967296.0, v = (double)rng_u32(key, 2 * i + 1) / 4294967296.0;
+    return (float)(sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v));
+}
+
+// ----------------------------------------------------------------------------------------------------------------------
+// matrix product: C = [C +] op(A) op(B) + bias
+//
+// Nearly all the arithmetic of the network is here: every linear layer is one product forward and two backward.
+//
+// Register tile. The innermost loop multiplies a column of MR numbers of A with a row of NR numbers of B, an outer product, and adds
+//   it to an MR x NR tile of C that never leaves the registers: MR + NR loads feed MR * NR multiply-adds. With AVX-512 the tile
+//   6 x 64 takes 24 of 32 registers, a row of B 4 more and one broadcast number of A the next: the largest that does not spill.
+// Packing. The tile wants a row of NR neighbours of B at every step k. In memory the next row of B is a whole matrix row away (or
+//   the matrix lies the other way round, as weight (N,K) does). So B is first copied into panels [k][NR] that are read from
+//   beginning to end: no cache line or page is touched for a few numbers only. A is read in place where its rows run along k
+//   (6 streams are no problem) and packed into panels [k][MR] where they do not (dweight = dout^T inp).
+// Blocks. The sum is cut into passes of at most KC steps: a panel of B is then at most 64 KiB and stays near while the rows of A
+//   go by, MC rows (96 KiB of A) at a time; all of it sits in L2, and the part in use in L1.
+// Threads. Every tile of C is computed by one thread, in the same order of k. Where C is too small to share (dweight: a sum over
+//   all tokens into a small matrix) the sum itself is cut into slices with their own C, added in order. All cuts depend on sizes
+//   only, so the bits do not depend on the number of threads.
+// ----------------------------------------------------------------------------------------------------------------------
+
+#ifdef __AVX512F__
+enum { MR = 6, NR = 64, LANES = 16 };       // LANES: panels narrower than NR come in steps of one vector
+#else
+enum { MR = 6, NR = 16, LANES = 8 };        // 12 of 16 AVX2 registers, 24 of 32 NEON registers
+#endif
+enum { KC = 256, MC = 96 };                 // MC is a multiple of MR
+enum { SUPER_KC = 16 * KC };                // a long sum is packed and multiplied this much at a time (bounds the workspace)
+
+// A product without transposes: element (r,c) of A stands at A[r * A_row + c * A_col], one of the two strides being 1; B likewise.
+typedef struct {
+    float *C; size_t ldc;                               // (M,N)
+    const float *A; size_t A_row, A_col;                // (M,K)
+    const float *B; size_t B_row, B_col;                // (K,N)
+    const float *bias;                                  // (N) or NULL
+    int M, N, K, accumulate;
+    float *A_panels, *B_panels;                         // packed operands of the passes at work; A_panels NULL: A is read in place
+} Product;
+
+static inline int round_up(int n, int step) { return (n + step - 1) / step * step; }
+
+// pack: columns 0..n of kc rows of src become panels [panel][k][width]; the last is narrower, filled up with zeros to a multiple of step
+// element (k,j) of src stands at src[k * k_stride + j * j_stride], one of the strides being 1
+static void pack(float *RESTRICT panels, const float *RESTRICT src, size_t k_stride, size_t j_stride, int kc, int n, int width, int step) {
+    enum { BLOCK = 16 };                                         // floats of a cache line
+    for (int j0 = 0; j0 < n; j0 += width) {
+        int w = min_int(width, n - j0), padded = min_int(width, round_up(w, step));
+        float *panel = panels + (size_t)j0 * kc;
+        const float *src_j = src + j0 * j_stride;
+        for (int k0 = 0; k0 < kc; k0 += BLOCK) {
+            int k1 = min_int(k0 + BLOCK, kc);
+            if (j_stride == 1)                                   // rows stay rows
+                for (int k = k0; k < k1; k++)
+                    #pragma omp simd
+                    for (int j = 0; j < w; j++) panel[(size_t)k * padded + j] = src_j[k * k_stride + j];
+            else if (k1 - k0 == BLOCK)                           // transposed, a cache line at a time
+                for (int j = 0; j < w; j++)
+                    for (int k = 0; k < BLOCK; k++) panel[(size_t)(k0 + k) * padded + j] = src_j[j * j_stride + k0 + k];
+            else
+                for (int j = 0; j < w; j++)
+                    for (int k = k0; k < k1; k++) panel[(size_t)k * padded + j] = src_j[j * j_stride + k];
+            for (int k = k0; k < k1; k++)
+                for (int j = w; j < padded; j++) panel[(size_t)k * padded + j] = 0.0f;
+        }
+    }
+}
+
+// The kernel: c (MR,width) = start + sum_k a(:,k) b(k,:). Row i of a starts at a + row[i]. width is a constant at every call:
+// the compiler unrolls the rows, vectorises the columns and keeps the whole of t in registers.
+ALWAYS_INLINE void tile(const int width, float *RESTRICT c, size_t ldc, const float *RESTRICT a, const size_t *RESTRICT row, size_t a_col,
+                               const float *RESTRICT b, const float *RESTRICT bias, int kc, int accumulate) {
+    float t[MR][NR];
+    for (int i = 0; i < MR; i++)
+        for (int j = 0; j < width; j += LANES) PREFETCH_WRITE(c + i * ldc + j);     // C is cold: fetch it while multiplying
+    for (int i = 0; i < MR; i++)
+        #pragma omp simd
+        for (int j = 0; j < width; j++) t[i][j] = (accumulate ? c[i * ldc + j] : 0.0f) + (bias ? bias[j] : 0.0f);
+    const size_t r0 = row[0], r1 = row[1], r2 = row[2], r3 = row[3], r4 = row[4], r5 = row[5];
+    for (int k = 0; k < kc; k++, a += a_col, b += width) {
+        const float x[MR] = { a[r0], a[r1], a[r2], a[r3], a[r4], a[r5] };
+        UNROLL
+        for (int i = 0; i < MR; i++) {
+            #pragma omp simd
+            for (int j = 0; j < width; j++) t[i][j] += x[i] * b[j];
+        }
+    }
+    for (int i = 0; i < MR; i++)
+        #pragma omp simd
+        for (int j = 0; j < width; j++) c[i * ldc + j] = t[i][j];
+}
+
+// one tile of m <= MR rows and w <= NR columns; a ragged one is computed whole in a buffer and the part that exists is copied
+static void tile_any(float *c, size_t ldc, const float *a, size_t a_row, size_t a_col, const float *b, const float *bias, int m, int w, int kc, int accumulate) {
+    float buffer[MR * NR];
+    int width = round_up(w, LANES), ragged = m < MR || w < width;
+    float *to = c;
+    size_t ldto = ldc, row[MR];
+    for (int i = 0; i < MR; i++) row[i] = (size_t)min_int(i, m - 1) * a_row;      // rows that do not exist repeat the last one
+    if (ragged) {
+        to = buffer, ldto = NR;
+        for (int i = 0; i < m; i++)
+            for (int j = 0; j < w; j++) buffer[i * NR + j] = (accumulate ? c[i * ldc + j] : 0.0f) + (bias ? bias[j] : 0.0f);
+        for (int i = 0; i < MR; i++)
+            for (int j = i < m ? w : 0; j < width; j++) buffer[i * NR + j] = 0.0f;
+        accumulate = 1, bias = NULL;
+    }
+    switch (width / LANES) {
+        case 1:  tile(1 * LANES, to, ldto, a, row, a_col, b, bias, kc, accumulate); break;
+        case 2:  tile(2 * LANES, to, ldto, a, row, a_col, b, bias, kc, accumulate); break;
+#ifdef __AVX512F__
+        case 3:  tile(3 * LANES, to, ldto, a, row, a_col, b, bias, kc, accumulate); break;
+        default: tile(4 * LANES, to, ldto, a, row, a_col, b, bias, kc, accumulate); break;
+#endif
+    }
+    if (ragged)
+        for (int i = 0; i < m; i++)
+            for (int j = 0; j < w; j++) c[i * ldc + j] = buffer[i * NR + j];
+}
+
+// rows i0..i1, columns j0..j1 of C (i0 and j0 on the grid of tiles), one pass k0..k0+kc whose panels are at A_pass, B_pass
+static void product_block(const Product *p, const float *A_pass, const float *B_pass, int i0, int i1, int j0, int j1, int k0, int kc) {
+    int rows = (i1 - i0 + MR - 1) / MR, panels = (j1 - j0 + NR - 1) / NR;
+    int rows_first = (size_t)kc * (j1 - j0) <= 256 * 1024;       // these panels fit in L2: finish C row by row. Else panel by panel
+    for (int s = 0; s < rows * panels; s++) {
+        int i = i0 + (rows_first ? s / panels : s % rows) * MR, j = j0 + (rows_first ? s % panels : s / rows) * NR;
+        const float *a = A_pass ? A_pass + (size_t)i0 * kc + (i - i0) : p->A + i * p->A_row + k0 * p->A_col;
+        tile_any(p->C + i * p->ldc + j, p->ldc, a, A_pass ? 1 : p->A_row, A_pass ? (size_t)round_up(i1 - i0, MR) : p->A_col, B_pass + (size_t)j * kc,
+                 p->bias && k0 == 0 ? p->bias + j : NULL, min_int(MR, i1 - i), min_int(NR, j1 - j), kc, p->accumulate || k0 > 0);
+    }
+}
+
+// the two jobs of a product; both are independent of each other for different i0, j0
+static void pack_A(const Product *p, int i0, int i1, int k0, int kc, float *A_pass) {
+    pack(A_pass + (size_t)i0 * kc, p->A + i0 * p->A_row + k0 * p->A_col, p->A_col, p->A_row, kc, i1 - i0, MC, MR);
+}
+static void pack_B(const Product *p, int j0, int j1, int k0, int kc, float *B_pass) {
+    pack(B_pass + (size_t)j0 * kc, p->B + k0 * p->B_row + j0 * p->B_col, p->B_row, p->B_col, kc, j1 - j0, NR, LANES);
+}
+
+// workspace for the packed operands of `depth` steps of the sum, at the start of a cache line; free() the returned pointer
+static void *product_alloc(Product *p, int depth) {
+    size_t A_size = p->A_col == 1 ? 0 : (size_t)round_up(p->M, MR) * depth, B_size = (size_t)round_up(p->N, LANES) * depth;
+    char *memory = (char *)malloc_check((A_size + B_size) * sizeof(float) + 64);
+    p->B_panels = (float *)(memory + (64 - (uintptr_t)memory % 64));
+    p->A_panels = A_size ? p->B_panels + B_size : NULL;
+    return memory;
+}
+
+static void product_serial(Product *p) {
+    int passes = (p->K + KC - 1) / KC, depth = (p->K + passes - 1) / passes;
+    void *memory = product_alloc(p, depth);
+    for (int k0 = 0; k0 < p->K; k0 += depth) {
+        int kc = min_int(depth, p->K - k0);
+        pack_B(p, 0, p->N, k0, kc, p->B_panels);
+        if (p->A_panels) pack_A(p, 0, p->M, k0, kc, p->A_panels);
+        for (int i0 = 0; i0 < p->M; i0 += MC) product_block(p, p->A_panels, p->B_panels, i0, min_int(i0 + MC, p->M), 0, p->N, k0, kc);
+    }
+    free(memory);
+}
+
+// the output is cut into row blocks x column groups, 32 or more if there are that many tiles
+static void product_tiled(Product *p) {
+    int passes = (p->K + KC - 1) / KC, depth = (p->K + passes - 1) / passes;
+    int together = min_int(passes, SUPER_KC / KC);                                   // passes packed and multiplied at a time
+    int row_blocks = (p->M + MC - 1) / MC, rows = round_up((p->M + row_blocks - 1) / row_blocks, MR);
+    int panels = (p->N + NR - 1) / NR, groups = min_int(panels, (32 + row_blocks - 1) / row_blocks);
+    int cols = (panels + groups - 1) / groups * NR;
+    size_t M_padded = (size_t)round_up(p->M, MR), N_padded = (size_t)round_up(p->N, LANES);
+    row_blocks = (p->M + rows - 1) / rows, groups = (p->N + cols - 1) / cols;
+    void *memory = product_alloc(p, depth * together);
+    #pragma omp parallel
+    for (int first = 0; first < passes; first += together) {
+        int n = min_int(together, passes - first), A_jobs = p->A_panels ? n * row_blocks : 0, B_jobs = n * panels;
+        #pragma omp for schedule(static)
+        for (int s = 0; s < A_jobs + B_jobs; s++) {
+            int job = s < B_jobs ? s : s - B_jobs, pass = job % n, b = job / n, k0 = (first + pass) * depth, kc = min_int(depth, p->K - k0);
+            if (s < B_jobs) pack_B(p, b * NR, min_int((b + 1) * NR, p->N), k0, kc, p->B_panels + pass * depth * N_padded);
+            else pack_A(p, b * rows, min_int((b + 1) * rows, p->M), k0, kc, p->A_panels + pass * depth * M_padded);
+        }
+        #pragma omp for schedule(static)
+        for (int s = 0; s < row_blocks * groups; s++) {
+            int i0 = s / groups * rows, j0 = s % groups * cols;
+            for (int pass = 0; pass < n; pass++) {
+                int k0 = (first + pass) * depth, kc = min_int(depth, p->K - k0);
+                product_block(p, p->A_panels ? p->A_panels + pass * depth * M_padded : NULL, p->B_panels + pass * depth * N_padded,
+                              i0, min_int(i0 + rows, p->M), j0, min_int(j0 + cols, p->N), k0, kc);
+            }
+        }
+    }
+    free(memory);
+}
+
+// a long sum into a small output: slices of the sum, each into an output of its own, added in the order of the slices
+static void product_sliced(const Product *p, int slices) {
+    size_t outputs = (size_t)p->M * p->N;
+    float *partial = (float *)malloc_check(slices * outputs * sizeof(float));      // (slices,M,N)
+    int depth = (p->K + slices - 1) / slices;
+    slices = (p->K + depth - 1) / depth;
+    #pragma omp parallel
+    {
+        #pragma omp for schedule(static)
+        for (int s = 0; s < slices; s++) {
+            Product q = *p;
+            q.C = partial + s * outputs, q.ldc = (size_t)p->N, q.accumulate = 0, q.bias = NULL;
+            q.A += (size_t)s * depth * p->A_col, q.B += (size_t)s * depth * p->B_row, q.K = min_int(depth, p->K - s * depth);
+            product_serial(&q);
+        }
+        #pragma omp for schedule(static)
+        for (int i = 0; i < p->M; i++) {
+            float *c = p->C + i * p->ldc;
+            const float *from = partial + (size_t)i * p->N;
+            for (int j = 0; j < p->N; j++) c[j] = (p->accumulate ? c[j] : 0.0f) + (p->bias ? p->bias[j] : 0.0f);
+            for (int s = 0; s < slices; s++)
+                #pragma omp simd
+                for (int j = 0; j < p->N; j++) c[j] += from[s * outputs + j];
+        }
+    }
+    free(partial);
+}
+
+static Product product(float *C, int ldc, const float *A, int lda, int transA, const float *B, int ldb, int transB, const float *bias,
+                       int M, int N, int K, int accumulate) {
+    Product p;
+    p.C = C, p.ldc = (size_t)ldc, p.bias = bias, p.M = M, p.N = N, p.K = K, p.accumulate = accumulate;
+    p.A = A, p.A_row = transA ? 1 : (size_t)lda, p.A_col = transA ? (size_t)lda : 1;
+    p.B = B, p.B_row = transB ? 1 : (size_t)ldb, p.B_col = transB ? (size_t)ldb : 1;
+    p.A_panels = p.B_panels = NULL;
+    return p;
+}
+
+// C (M,N) = [C +] op(A) (M,K) op(B) (K,N) + bias (N), on the calling thread: for use inside parallel loops
+// op(A) is A (M,K), or the transpose of A (K,M) if transA; rows of A stand lda floats apart; B, C likewise; bias may be NULL
+static void matmul_serial(float *C, int ldc, const float *A, int lda, int transA, const float *B, int ldb, int transB, const float *bias,
+                   int M, int N, int K, int accumulate) {
+    Product p = product(C, ldc, A, lda, transA, B, ldb, transB, bias, M, N, K, accumulate);
+    product_serial(&p);
+}
+
+// the same on all threads
+static void matmul(float *C, int ldc, const float *A, int lda, int transA, const float *B, int ldb, int transB, const float *bias,
+            int M, int N, int K, int accumulate) {
+    Product p = product(C, ldc, A, lda, transA, B, ldb, transB, bias, M, N, K, accumulate);
+    int slices = min_int(32, K / 512);
+    if ((double)M * N * K < 500e3) product_serial(&p);           // a few microseconds: not worth waking the other threads
+    else if (slices >= 4 && (int64_t)M * N <= 128 * 1024) product_sliced(&p, slices);
+    else product_tiled(&p);
+}
+
+// F.linear(inp, weight, bias): out (M,N) = inp (M,K) weight (N,K)^T + bias (N); bias may be NULL
+static void matmul_forward(float *out, const float *inp, const float *weight, const float *bias, int M, int N, int K) {
+    matmul(out, N, inp, K, 0, weight, K, 1, bias, M, N, K, 0);
+}
+
+// sums (N) += column sums of x (M,N), in slices of rows that depend on M only
+static void add_column_sums(float *sums, const float *x, int M, int N) {
+    int slices = min_int(64, (M + 127) / 128), rows = (M + slices - 1) / slices;
+    float *partial = (float *)malloc_check((size_t)slices * N * sizeof(float));       // (slices,N)
+    #pragma omp parallel for schedule(static) if ((int64_t)M * N > 100000)
+    for (int s = 0; s < slices; s++) {
+        float *sum = partial + (size_t)s * N;
+        for (int j = 0; j < N; j++) sum[j] = 0.0f;
+        for (int i = s * rows; i < min_int((s + 1) * rows, M); i++) {
+            const float *x_i = x + (size_t)i * N;
+            #pragma omp simd
+            for (int j = 0; j < N; j++) sum[j] += x_i[j];
+        }
+    }
+    for (int s = 0; s < slices; s++)
+        for (int j = 0; j < N; j++) sums[j] += partial[(size_t)s * N + j];
+    free(partial);
+}
+
+// dinp (M,K) = dout (M,N) weight (N,K);  dweight (N,K) += dout^T inp (M,K);  dbias (N) += column sums of dout;  each may be NULL
+static void matmul_backward(float *dinp, float *dweight, float *dbias, const float *dout, const float *inp, const float *weight, int M, int N, int K) {
+    if (dinp) matmul(dinp, K, dout, N, 0, weight, K, 0, NULL, M, K, N, 0);
+    if (dweight) matmul(dweight, K, dout, N, 1, inp, K, 0, NULL, N, K, M, 1);
+    if (dbias) add_column_sums(dbias, dout, M, N);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 5 LAYER NORM, GELU, RESIDUAL
+
+// torch.nn.functional.layer_norm(inp, (C,), weight, bias, eps=1e-5)
+// out, inp (rows, C); mean, rstd (rows) are kept for backward; weight, bias (C)
+static void layernorm_forward(float *out, float *mean, float *rstd, const float *inp, const float *weight,
+                              const float *bias, int rows, int C) {
+    #pragma omp parallel for schedule(static)
+    for (int r = 0; r < rows; r++) {
+        const float *RESTRICT x = inp + (size_t)r * C;
+        float *RESTRICT o = out + (size_t)r * C;
+        float sum = 0.0f, var = 0.0f, m, s;
+        #pragma omp simd reduction(+ : sum)
+        for (int c = 0; c < C; c++) sum += x[c];
+        m = sum / (float)C;
+        #pragma omp simd reduction(+ : var)
+        for (int c = 0; c < C; c++) var += (x[c] - m) * (x[c] - m);
+        s = 1.0f / sqrtf(var / (float)C + 1e-5f);
+        #pragma omp simd
+        for (int c = 0; c < C; c++) o[c] = (x[c] - m) * s * weight[c] + bias[c];
+        mean[r] = m;
+        rstd[r] = s;
+    }
+}
+
+// With n = (inp - mean) rstd and dn = dout * weight:
+//   dinp = dresidual + rstd (dn - mean_c(dn) - n mean_c(dn n));  dweight += sum_rows dout n;  dbias += sum_rows dout
+// dresidual (rows, C) is the gradient that reaches inp along the residual connection: NULL for none, may be dinp.
+static void layernorm_backward(float *dinp, float *dweight, float *dbias, const float *dout, const float *dresidual,
+                               const float *inp, const float *weight, const float *mean, const float *rstd, int rows, int C) {
+    float *partial = (float *)calloc_check((size_t)SLICES * 2 * C, sizeof(float));  // (SLICES, 2, C)
+    #pragma omp parallel for schedule(static)
+    for (int slice = 0; slice < SLICES; slice++) {
+        float *RESTRICT pw = partial + (size_t)slice * 2 * C, *RESTRICT pb = pw + C;
+        for (size_t r = slice_start((size_t)rows, slice); r < slice_start((size_t)rows, slice + 1); r++) {
+            const float *x = inp + r * C, *dy = dout + r * C, *res = dresidual ? dresidual + r * C : NULL;
+            float *dx = dinp + r * C, m = mean[r], s = rstd[r], dn_mean = 0.0f, dn_n_mean = 0.0f;
+            #pragma omp simd reduction(+ : dn_mean, dn_n_mean)
+            for (int c = 0; c < C; c++) {
+                float n = (x[c] - m) * s, dn = dy[c] * weight[c];
+                dn_mean += dn;
+                dn_n_mean += dn * n;
+                pw[c] += dy[c] * n;
+                pb[c] += dy[c];
+            }
+            dn_mean /= (float)C;
+            dn_n_mean /= (float)C;
+            if (res) {
+                #pragma omp simd
+                for (int c = 0; c < C; c++)
+                    dx[c] = res[c] + s * (dy[c] * weight[c] - dn_mean - (x[c] - m) * s * dn_n_mean);
+            } else {
+                #pragma omp simd
+                for (int c = 0; c < C; c++) dx[c] = s * (dy[c] * weight[c] - dn_mean - (x[c] - m) * s * dn_n_mean);
+            }
+        }
+    }
+    for (int slice = 0; slice < SLICES; slice++)
+        for (int c = 0; c < C; c++) {
+            dweight[c] += partial[(size_t)slice * 2 * C + c];
+            dbias[c] += partial[(size_t)slice * 2 * C + C + c];
+        }
+    free(partial);
+}
+
+// torch.nn.functional.gelu(inp), the exact one: x * cdf(x). n elements.
+static void gelu_forward(float *out, const float *inp, size_t n) {
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) out[i] = gelu_simd(inp[i]);
+}
+
+// dinp = dout * gelu'(inp); dinp may be dout
+static void gelu_backward(float *dinp, const float *dout, const float *inp, size_t n) {
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) dinp[i] = dout[i] * gelu_grad_simd(inp[i]);
+}
+
+// out = x + scale * branch: a residual connection. scale (frames) is drop path's factor for each frame's branch (0 if
+// dropped, 1/(1-p) if kept); NULL: 1 everywhere. Each frame has n floats.
+static void residual_forward(float *out, const float *x, const float *branch, const float *scale, int frames, size_t n) {
+    #pragma omp parallel for collapse(2) schedule(static)
+    for (int f = 0; f < frames; f++)
+        for (int piece = 0; piece < 8; piece++) {
+            size_t end = (size_t)f * n + n * (size_t)(piece + 1) / 8;
+            float s = scale ? scale[f] : 1.0f;
+            #pragma omp simd
+            for (size_t i = (size_t)f * n + n * (size_t)piece / 8; i < end; i++) out[i] = x[i] + s * branch[i];
+        }
+}
+
+// dbranch = scale * dout (the gradient along x is dout itself)
+static void residual_backward(float *dbranch, const float *dout, const float *scale, int frames, size_t n) {
+    #pragma omp parallel for schedule(static)
+    for (int f = 0; f < frames; f++)
+        for (size_t i = (size_t)f * n; i < (size_t)(f + 1) * n; i++) dbranch[i] = scale[f] * dout[i];
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 6 CONVOLUTIONS
+
+enum { CONV_LANES = 64 };  // channels that a depthwise convolution handles at a time: 4 vector registers of 16
+
+// weight (C, taps), PyTorch's order -> (taps, C), so that a tap's weights of neighbouring channels are neighbours
+static float *taps_first(const float *weight, int C, int taps) {
+    float *w = malloc_floats((size_t)taps * C);
+    for (int c = 0; c < C; c++)
+        for (int k = 0; k < taps; k++) w[(size_t)k * C + c] = weight[(size_t)c * taps + k];
+    return w;
+}
+
+// n channels of one output row (b, t, h): out[w] = bias + sum over (kt, 3, 3) of inp[neighbour] * weight[tap].
+// inp and out point at channel c0 of the clip's first token and of the row; n is a constant at the call.
+ALWAYS_INLINE void dwconv_row(const int n, float *RESTRICT out, const float *RESTRICT inp, const float *RESTRICT weight,
+                              const float *bias, int t, int h, int T, int H, int W, int C, int kt) {
+    for (int w = 0; w < W; w++) {
+        float sum[CONV_LANES];
+        #pragma omp simd
+        for (int c = 0; c < n; c++) sum[c] = bias ? bias[c] : 0.0f;
+        for (int dt = 0; dt < kt; dt++) {
+            int ti = t + dt - kt / 2;
+            if (ti < 0 || ti >= T) continue;
+            for (int dh = 0; dh < 3; dh++) {
+                int hi = h + dh - 1;
+                if (hi < 0 || hi >= H) continue;
+                for (int dw = max_int(0, 1 - w); dw < min_int(3, W + 1 - w); dw++) {
+                    const float *RESTRICT x = inp + ((size_t)(ti * H + hi) * W + w + dw - 1) * C;
+                    const float *RESTRICT k = weight + (size_t)((dt * 3 + dh) * 3 + dw) * C;
+                    #pragma omp simd
+                    for (int c = 0; c < n; c++) sum[c] += x[c] * k[c];
+                }
+            }
+        }
+        #pragma omp simd
+        for (int c = 0; c < n; c++) out[(size_t)w * C + c] = sum[c];
+    }
+}
+
+// taps-first kernels over a whole tensor; the body of dwconv_forward and of dwconv_backward's dinp
+static void dwconv_apply(float *out, const float *inp, const float *w, const float *bias, int B, int T, int H, int W, int C, int kt) {
+    #pragma omp parallel for schedule(static)
+    for (int row = 0; row < B * T * H; row++) {
+        int h = row % H, t = row / H % T, b = row / (H * T);
+        for (int c = 0; c < C; c += CONV_LANES) {
+            float *o = out + (size_t)row * W * C + c;
+            const float *x = inp + (size_t)b * T * H * W * C + c;
+            if (C - c >= CONV_LANES) dwconv_row(CONV_LANES, o, x, w + c, bias ? bias + c : NULL, t, h, T, H, W, C, kt);
+            else dwconv_row(C - c, o, x, w + c, bias ? bias + c : NULL, t, h, T, H, W, C, kt);
+        }
+    }
+}
+
+// nn.Conv3d(C, C, (kt,3,3), padding=(kt//2,1,1), groups=C), and nn.Conv2d(C, C, 3, padding=1, groups=C) for kt = 1.
+// out, inp (B, T, H, W, C); weight (C, 1, [kt,] 3, 3); bias (C)
+static void dwconv_forward(float *out, const float *inp, const float *weight, const float *bias,
+                           int B, int T, int H, int W, int C, int kt) {
+    float *w = taps_first(weight, C, kt * 9);
+    dwconv_apply(out, inp, w, bias, B, T, H, W, C, kt);
+    free(w);
+}
+
+// n channels of dweight and dbias from one output row: 9 running sums per frame tap stay in registers along the row
+ALWAYS_INLINE void dwconv_row_dweight(const int n, float *RESTRICT dw, float *RESTRICT db, const float *RESTRICT dout,
+                                      const float *RESTRICT inp, int t, int h, int T, int H, int W, int C, int kt) {
+    for (int dt = 0; dt < kt; dt++) {
+        int ti = t + dt - kt / 2;
+        if (ti < 0 || ti >= T) continue;
+        for (int dh = 0; dh < 3; dh++) {
+            int hi = h + dh - 1;
+            const float *RESTRICT x = inp + (size_t)(ti * H + hi) * W * C;
+            float left[16], middle[16], right[16];
+            if (hi < 0 || hi >= H) continue;
+            #pragma omp simd
+            for (int c = 0; c < n; c++) left[c] = middle[c] = right[c] = 0.0f;
+            for (int w = 0; w < W; w++) {  // input pixel w meets the outputs at w + 1, w, w - 1
+                const float *dy = dout + (size_t)w * C, *xw = x + (size_t)w * C;
+                if (w + 1 < W) {
+                    #pragma omp simd
+                    for (int c = 0; c < n; c++) left[c] += xw[c] * dy[C + c];
+                }
+                #pragma omp simd
+                for (int c = 0; c < n; c++) middle[c] += xw[c] * dy[c];
+                if (w > 0) {
+                    #pragma omp simd
+                    for (int c = 0; c < n; c++) right[c] += xw[c] * dy[c - C];
+                }
+            }
+            float *k = dw + (size_t)(dt * 3 + dh) * 3 * C;
+            #pragma omp simd
+            for (int c = 0; c < n; c++) {
+                k[c] += left[c];
+                k[C + c] += middle[c];
+                k[2 * C + c] += right[c];
+            }
+        }
+    }
+    for (int w = 0; w < W; w++)
+        #pragma omp simd
+        for (int c = 0; c < n; c++) db[c] += dout[(size_t)w * C + c];
+}
+
+// dinp is the same convolution of dout with the kernel turned around in all axes (the padding is symmetric);
+// dweight[tap] += sum over tokens of dout * inp[token + tap]
+static void dwconv_backward(float *dinp, float *dweight, float *dbias, const float *dout, const float *inp,
+                            const float *weight, int B, int T, int H, int W, int C, int kt) {
+    int taps = kt * 9;
+    float *w = taps_first(weight, C, taps), *turned = malloc_floats((size_t)taps * C);
+    size_t part = (size_t)(taps + 1) * C;
+    float *partial = (float *)calloc_check(SLICES * part, sizeof(float)), *sum;  // (SLICES, taps + 1, C)
+    for (int k = 0; k < taps; k++) memcpy(turned + (size_t)k * C, w + (size_t)(taps - 1 - k) * C, sizeof(float) * (size_t)C);
+    dwconv_apply(dinp, dout, turned, NULL, B, T, H, W, C, kt);
+    #pragma omp parallel for schedule(static)
+    for (int slice = 0; slice < SLICES; slice++) {
+        float *dw = partial + (size_t)slice * part, *db = dw + (size_t)taps * C;
+        for (int row = (int)slice_start((size_t)(B * T * H), slice); row < (int)slice_start((size_t)(B * T * H), slice + 1); row++) {
+            int h = row % H, t = row / H % T, b = row / (H * T);
+            for (int c = 0; c < C; c += 16) {
+                const float *dy = dout + (size_t)row * W * C + c, *x = inp + (size_t)b * T * H * W * C + c;
+                if (C - c >= 16) dwconv_row_dweight(16, dw + c, db + c, dy, x, t, h, T, H, W, C, kt);
+                else dwconv_row_dweight(C - c, dw + c, db + c, dy, x, t, h, T, H, W, C, kt);
+            }
+        }
+    }
+    sum = (float *)calloc_check(part, sizeof(float));
+    add_slices(sum, partial, part);
+    for (int c = 0; c < C; c++) {
+        for (int k = 0; k < taps; k++) dweight[(size_t)c * taps + k] += sum[(size_t)k * C + c];
+        dbias[c] += sum[(size_t)taps * C + c];
+    }
+    free(sum);
+    free(partial);
+    free(turned);
+    free(w);
+}
+
+// A dense convolution is a matrix product of patches with the kernels. A chunk of frames is unfolded at a time, so that
+// the patches (C*k*k floats per output pixel) stay small.
+static int conv_frames_per_chunk(int N, int pixels, int patch) {
+    return max_int(1, min_int(N, (int)(4194304 / ((size_t)pixels * patch))));
+}
+
+// col (frames*OH*OW, C*k*k) = the k x k patches of inp (frames, H, W, C), zeros outside; column (c*k + ky)*k + kx as in
+// the weight's layout
+static void im2col(float *col, const float *inp, int frames, int H, int W, int C, int OH, int OW, int k, int stride, int pad) {
+    size_t patch = (size_t)C * k * k;
+    #pragma omp parallel for schedule(static)
+    for (int row = 0; row < frames * OH; row++) {
+        int f = row / OH, oy = row % OH;
+        for (int ox = 0; ox < OW; ox++) {
+            float *to = col + ((size_t)row * OW + ox) * patch;
+            for (int ky = 0; ky < k; ky++)
+                for (int kx = 0; kx < k; kx++) {
+                    int y = oy * stride - pad + ky, x = ox * stride - pad + kx;
+                    if (y >= 0 && y < H && x >= 0 && x < W) {
+                        const float *from = inp + (((size_t)f * H + y) * W + x) * C;
+                        for (int c = 0; c < C; c++) to[(c * k + ky) * k + kx] = from[c];
+                    } else {
+                        for (int c = 0; c < C; c++) to[(c * k + ky) * k + kx] = 0.0f;
+                    }
+                }
+        }
+    }
+}
+
+// the transpose of im2col: every input pixel sums the patch entries that it was copied to
+static void col2im(float *dinp, const float *dcol, int frames, int H, int W, int C, int OH, int OW, int k, int stride, int pad) {
+    size_t patch = (size_t)C * k * k;
+    #pragma omp parallel for schedule(static)
+    for (int row = 0; row < frames * H; row++) {
+        int f = row / H, y = row % H;
+        float *to = dinp + (size_t)row * W * C;
+        memset(to, 0, sizeof(float) * (size_t)W * C);
+        for (int ky = 0; ky < k; ky++) {
+            int oy = (y + pad - ky) / stride;
+            if (y + pad - ky < 0 || (y + pad - ky) % stride != 0 || oy >= OH) continue;
+            for (int ox = 0; ox < OW; ox++)
+                for (int kx = 0; kx < k; kx++) {
+                    int x = ox * stride - pad + kx;
+                    const float *from = dcol + (((size_t)f * OH + oy) * OW + ox) * patch;
+                    if (x < 0 || x >= W) continue;
+                    for (int c = 0; c < C; c++) to[(size_t)x * C + c] += from[(c * k + ky) * k + kx];
+                }
+        }
+    }
+}
+
+static int conv_size(int n, int k, int stride, int pad) { return (n + 2 * pad - k) / stride + 1; }
+
+// nn.Conv2d(C, O, k, stride, pad): out (N, OH, OW, O), inp (N, H, W, C), weight (O, C, k, k), bias (O)
+static void conv_forward(float *out, const float *inp, const float *weight, const float *bias,
+                         int N, int H, int W, int C, int O, int k, int stride, int pad) {
+    int OH = conv_size(H, k, stride, pad), OW = conv_size(W, k, stride, pad), patch = C * k * k;
+    int chunk = conv_frames_per_chunk(N, OH * OW, patch);
+    float *col = malloc_floats((size_t)chunk * OH * OW * patch);
+    for (int n = 0; n < N; n += chunk) {
+        int frames = min_int(chunk, N - n);
+        im2col(col, inp + (size_t)n * H * W * C, frames, H, W, C, OH, OW, k, stride, pad);
+        matmul_forward(out + (size_t)n * OH * OW * O, col, weight, bias, frames * OH * OW, O, patch);
+    }
+    free(col);
+}
+
+// as the linear layer's backward on the patches; dinp may be NULL (the first layer's input needs no gradient)
+static void conv_backward(float *dinp, float *dweight, float *dbias, const float *dout, const float *inp, const float *weight,
+                          int N, int H, int W, int C, int O, int k, int stride, int pad) {
+    int OH = conv_size(H, k, stride, pad), OW = conv_size(W, k, stride, pad), patch = C * k * k;
+    int chunk = conv_frames_per_chunk(N, OH * OW, patch);
+    float *col = malloc_floats((size_t)chunk * OH * OW * patch);
+    float *dcol = dinp ? malloc_floats((size_t)chunk * OH * OW * patch) : NULL;
+    for (int n = 0; n < N; n += chunk) {
+        int frames = min_int(chunk, N - n);
+        im2col(col, inp + (size_t)n * H * W * C, frames, H, W, C, OH, OW, k, stride, pad);
+        matmul_backward(dcol, dweight, dbias, dout + (size_t)n * OH * OW * O, col, weight, frames * OH * OW, O, patch);
+        if (dinp) col2im(dinp + (size_t)n * H * W * C, dcol, frames, H, W, C, OH, OW, k, stride, pad);
+    }
+    free(dcol);
+    free(col);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 7 ATTENTION
+//
+// Per frame and head: out = softmax(q k^T / sqrt(hd)) v, hd = C/heads. Vivim's keys and values live on a reduced grid
+// of Pk pixels (64 per frame at 256 x 256), so a block of queries and all its scores fit in cache and the (P, Pk)
+// matrix is never stored: backward computes it again.
+
+enum { QUERY_BLOCK = 128, QUERY_SLICES = 8 };
+
+// prob (n, Pk) = softmax over keys of scale * q k^T, for n queries; q, k rows of C floats (one head's columns)
+static void attention_scores(float *prob, const float *q, const float *k, int n, int Pk, int C, int hd) {
+    float scale = 1.0f / sqrtf((float)hd);
+    matmul_serial(prob, Pk, q, C, 0, k, C, 1, NULL, n, Pk, hd, 0);
+    for (int i = 0; i < n; i++) {
+        float *RESTRICT s = prob + (size_t)i * Pk, largest = s[0], sum = 0.0f;
+        #pragma omp simd reduction(max : largest)
+        for (int j = 0; j < Pk; j++) largest = s[j] > largest ? s[j] : largest;
+        #pragma omp simd reduction(+ : sum)
+        for (int j = 0; j < Pk; j++) {
+            s[j] = exp_simd((s[j] - largest) * scale);
+            sum += s[j];
+        }
+        sum = 1.0f / sum;
+        #pragma omp simd
+        for (int j = 0; j < Pk; j++) s[j] *= sum;
+    }
+}
+
+// N frames: out, q (N, P, C); k, v (N, Pk, C)
+static void attention_forward(float *out, const float *q, const float *k, const float *v, int N, int P, int Pk, int C, int heads) {
+    int hd = C / heads, blocks = ceil_div(P, QUERY_BLOCK);
+    #pragma omp parallel
+    {
+        float *prob = malloc_floats((size_t)QUERY_BLOCK * Pk);
+        #pragma omp for schedule(static)
+        for (int task = 0; task < N * heads * blocks; task++) {
+            int block = task % blocks, head = task / blocks % heads, f = task / (blocks * heads);
+            int p = block * QUERY_BLOCK, n = min_int(QUERY_BLOCK, P - p);
+            size_t at = ((size_t)f * P + p) * C + (size_t)head * hd, at_k = (size_t)f * Pk * C + (size_t)head * hd;
+            attention_scores(prob, q + at, k + at_k, n, Pk, C, hd);
+            matmul_serial(out + at, C, prob, Pk, 0, v + at_k, C, 0, NULL, n, hd, Pk, 0);
+        }
+        free(prob);
+    }
+}
+
+// With prob as in forward:  dv = prob^T dout;  dprob = dout v^T;  ds = prob (dprob - sum_keys(dprob prob)) / sqrt(hd);
+// dq = ds k;  dk = ds^T q.  dk and dv sum over queries: in QUERY_SLICES fixed slices, added in order.
+static void attention_backward(float *dq, float *dk, float *dv, const float *dout, const float *q, const float *k,
+                               const float *v, int N, int P, int Pk, int C, int heads) {
+    int hd = C / heads;
+    float scale = 1.0f / sqrtf((float)hd);
+    size_t kv = (size_t)N * Pk * C;
+    float *partial = (float *)calloc_check(2 * QUERY_SLICES * kv, sizeof(float));  // (QUERY_SLICES, {dk, dv}, N, Pk, C)
+    #pragma omp parallel
+    {
+        float *prob = malloc_floats((size_t)QUERY_BLOCK * Pk), *ds = malloc_floats((size_t)QUERY_BLOCK * Pk);
+        #pragma omp for schedule(static)
+        for (int task = 0; task < N * heads * QUERY_SLICES; task++) {
+            int slice = task % QUERY_SLICES, head = task / QUERY_SLICES % heads, f = task / (QUERY_SLICES * heads);
+            int end = (int)((int64_t)P * (slice + 1) / QUERY_SLICES);
+            size_t at_k = (size_t)f * Pk * C + (size_t)head * hd;
+            float *pdk = partial + 2 * (size_t)slice * kv + at_k, *pdv = pdk + kv;
+            for (int p = (int)((int64_t)P * slice / QUERY_SLICES); p < end; p += QUERY_BLOCK) {
+                int n = min_int(QUERY_BLOCK, end - p);
+                size_t at = ((size_t)f * P + p) * C + (size_t)head * hd;
+                attention_scores(prob, q + at, k + at_k, n, Pk, C, hd);
+                matmul_serial(pdv, C, prob, Pk, 1, dout + at, C, 0, NULL, Pk, hd, n, 1);
+                matmul_serial(ds, Pk, dout + at, C, 0, v + at_k, C, 1, NULL, n, Pk, hd, 0);
+                for (int i = 0; i < n; i++) {
+                    float *RESTRICT d = ds + (size_t)i * Pk, sum = 0.0f;
+                    const float *RESTRICT pr = prob + (size_t)i * Pk;
+                    #pragma omp simd reduction(+ : sum)
+                    for (int j = 0; j < Pk; j++) sum += d[j] * pr[j];
+                    #pragma omp simd
+                    for (int j = 0; j < Pk; j++) d[j] = pr[j] * (d[j] - sum) * scale;
+                }
+                matmul_serial(dq + at, C, ds, Pk, 0, k + at_k, C, 0, NULL, n, hd, Pk, 0);
+                matmul_serial(pdk, C, ds, Pk, 1, q + at, C, 0, NULL, Pk, hd, n, 1);
+            }
+        }
+        free(ds);
+        free(prob);
+    }
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < kv; i++) {
+        float sum_k = 0.0f, sum_v = 0.0f;
+        for (int s = 0; s < QUERY_SLICES; s++) {
+            sum_k += partial[2 * (size_t)s * kv + i];
+            sum_v += partial[(2 * (size_t)s + 1) * kv + i];
+        }
+        dk[i] = sum_k;
+        dv[i] = sum_v;
+    }
+    free(partial);
+}
+
+enum { SCAN_FORWARD, SCAN_BACKWARD, SCAN_SPATIAL };
+// ----------------------------------------------------------------------------------------------------------------------
+// visiting orders (PLACEHOLDER HEADER)
+
+static inline size_t scan_row(int order, int s, int T, int P) {
+    if (order == SCAN_FORWARD) { return (size_t)s; }
+    if (order == SCAN_BACKWARD) { return (size_t)T * P - 1 - s; }
+    return (size_t)(s % T) * P + s / T;
+}
+
+enum { CONV1D_SLICE = 64 };
+
+static float *conv1d_transpose(const float *weight, int D, int K) {
+    float *taps = (float *)malloc_check((size_t)K * D * sizeof(float));
+    for (int d = 0; d < D; d++) {
+        for (int k = 0; k < K; k++) { taps[(size_t)k * D + d] = weight[(size_t)d * K + k]; }
+    }
+    return taps;
+}
+
+static void conv1d_position(float *RESTRICT z, const float *x, int ldx, const float *taps, const float *bias, int order, int s, int T, int P, int D, int K) {
+    memcpy(z, bias, D * sizeof(float));
+    for (int k = s < K - 1 ? K - 1 - s : 0; k < K; k++) {
+        const float *x_k = x + scan_row(order, s - (K - 1) + k, T, P) * ldx, *w_k = taps + (size_t)k * D;
+        #pragma omp simd
+        for (int d = 0; d < D; d++) { z[d] += w_k[d] * x_k[d]; }
+    }
+}
+
+static void conv1d_silu_forward(float *out, const float *x, int ldx, const float *weight, const float *bias, int order, int B, int T, int P, int D, int K) {
+    int L = T * P;
+    float *taps = conv1d_transpose(weight, D, K);
+    #pragma omp parallel for collapse(2) schedule(static)
+    for (int b = 0; b < B; b++) {
+        for (int s = 0; s < L; s++) {
+            float *out_s = out + ((size_t)b * L + scan_row(order, s, T, P)) * D;
+            conv1d_position(out_s, x + (size_t)b * L * ldx, ldx, taps, bias, order, s, T, P, D, K);
+            #pragma omp simd
+            for (int d = 0; d < D; d++) { out_s[d] = silu_simd(out_s[d]); }
+        }
+    }
+    free(taps);
+}
+
+static void conv1d_silu_backward(float *dx, int lddx, float *dweight, float *dbias, const float *dout, const float *x, int ldx, const float *weight,
+                          const float *bias, int order, int B, int T, int P, int D, int K, int accumulate) {
+    int L = T * P, slices = (L + CONV1D_SLICE - 1) / CONV1D_SLICE;
+    size_t sums = (size_t)(K + 1) * D;
+    float *taps = conv1d_transpose(weight, D, K);
+    float *partial = (float *)malloc_check((size_t)B * slices * sums * sizeof(float));
+    memset(partial, 0, (size_t)B * slices * sums * sizeof(float));
+    #pragma omp parallel
+    {
+        float *dz = (float *)malloc_check((size_t)(CONV1D_SLICE + K - 1) * D * sizeof(float));
+        #pragma omp for collapse(2) schedule(static)
+        for (int b = 0; b < B; b++) {
+            for (int slice = 0; slice < slices; slice++) {
+                int s0 = slice * CONV1D_SLICE, s1 = s0 + CONV1D_SLICE < L ? s0 + CONV1D_SLICE : L, halo = s1 + K - 1 < L ? s1 + K - 1 : L;
+                const float *x_b = x + (size_t)b * L * ldx;
+                float *sum = partial + ((size_t)b * slices + slice) * sums, *dbias_slice = sum + (size_t)K * D;
+                for (int s = s0; s < halo; s++) {
+                    float *dz_s = dz + (size_t)(s - s0) * D;
+                    const float *dout_s = dout + ((size_t)b * L + scan_row(order, s, T, P)) * D;
+                    conv1d_position(dz_s, x_b, ldx, taps, bias, order, s, T, P, D, K);
+                    #pragma omp simd
+                    for (int d = 0; d < D; d++) {
+                        float sigmoid = sigmoid_simd(dz_s[d]);
+                        dz_s[d] = dout_s[d] * sigmoid * (1.0f + dz_s[d] * (1.0f - sigmoid));
+                    }
+                }
+                for (int s = s0; s < s1; s++) {
+                    const float *dz_s = dz + (size_t)(s - s0) * D;
+                    float *dx_s = dx + ((size_t)b * L + scan_row(order, s, T, P)) * lddx;
+                    if (!accumulate) { memset(dx_s, 0, D * sizeof(float)); }
+                    #pragma omp simd
+                    for (int d = 0; d < D; d++) { dbias_slice[d] += dz_s[d]; }
+                    for (int k = 0; k < K; k++) {
+                        const float *w_k = taps + (size_t)k * D;
+                        float *dw_k = sum + (size_t)k * D;
+                        if (s - (K - 1) + k >= 0) {
+                            const float *x_k = x_b + scan_row(order, s - (K - 1) + k, T, P) * ldx;
+                            #pragma omp simd
+                            for (int d = 0; d < D; d++) { dw_k[d] += dz_s[d] * x_k[d]; }
+                        }
+                        if (s + (K - 1) - k < L) {
+                            const float *dz_k = dz_s + (size_t)(K - 1 - k) * D;
+                            #pragma omp simd
+                            for (int d = 0; d < D; d++) { dx_s[d] += dz_k[d] * w_k[d]; }
+                        }
+                    }
+                }
+            }
+        }
+        free(dz);
+    }
+    for (size_t task = 0; task < (size_t)B * slices; task++) {
+        const float *sum = partial + task * sums;
+        for (int d = 0; d < D; d++) {
+            for (int k = 0; k < K; k++) { dweight[(size_t)d * K + k] += sum[(size_t)k * D + d]; }
+            dbias[d] += sum[(size_t)K * D + d];
+        }
+    }
+    free(partial);
+    free(taps);
+}
+
+// ----------------------------------------------------------------------------------------------------------------------
+// selective scan
+
+enum { SCAN_LANES = 16, SCAN_CHUNK = 32, SCAN_SPANS = 4 };
+#define LOG2_E 1.44269504088896340736f
+#define LN_2 0.69314718055994530942f
+
+static size_t selective_scan_states(int B, int T, int P, int D, int N) {
+    size_t chunks = ((size_t)T * P + SCAN_CHUNK - 1) / SCAN_CHUNK, blocks = (D + SCAN_LANES - 1) / SCAN_LANES;
+    return (size_t)B * chunks * blocks * N * SCAN_LANES;
+}
+
+static float *scan_decay_rates(const float *A_log, int D, int N) {
+    int blocks = (D + SCAN_LANES - 1) / SCAN_LANES;
+    float *a = (float *)malloc_check((size_t)blocks * N * SCAN_LANES * sizeof(float));
+    #pragma omp parallel for schedule(static)
+    for (int block = 0; block < blocks; block++) {
+        for (int n = 0; n < N; n++) {
+            float *a_n = a + ((size_t)block * N + n) * SCAN_LANES;
+            for (int j = 0; j < SCAN_LANES; j++) {
+                int d = block * SCAN_LANES + j;
+                a_n[j] = d < D ? A_log[(size_t)d * N + n] : 0.0f;
+            }
+            #pragma omp simd
+            for (int j = 0; j < SCAN_LANES; j++) { a_n[j] = -LOG2_E * exp2_simd(LOG2_E * a_n[j]); }
+        }
+    }
+    return a;
+}
+
+ALWAYS_INLINE void scan_forward_block(float *h, float *y, const float *u, const float *dt, const float *Bt, const float *Ct, int ldbc, const float *a,
+                                      const float *skip, const size_t *row, int count, const size_t *next, int D, int N, int lanes, int accumulate) {
+    for (int i = 0; i < count; i++) {
+        const float *u_i = u + row[i] * D, *dt_i = dt + row[i] * D, *B_i = Bt + row[i] * ldbc, *C_i = Ct + row[i] * ldbc;
+        float *y_i = y + row[i] * D;
+        PREFETCH_READ(u + next[i] * D);
+        PREFETCH_READ(dt + next[i] * D);
+        PREFETCH_READ(y + next[i] * D);
+        #pragma omp simd
+        for (int j = 0; j < lanes; j++) {
+            float delta = dt_i[j], x = delta * u_i[j], sum = skip[j] * u_i[j];
+            UNROLL
+            for (int n = 0; n < N; n++) {
+                float h_n = exp2_simd(delta * a[n * SCAN_LANES + j]) * h[n * SCAN_LANES + j] + x * B_i[n];
+                h[n * SCAN_LANES + j] = h_n;
+                sum += h_n * C_i[n];
+            }
+            y_i[j] = accumulate ? y_i[j] + sum : sum;
+        }
+    }
+}
+
+static void selective_scan_forward(float *y, float *states, const float *u, const float *dt, const float *Bt, const float *Ct, int ldbc,
+                            const float *A_log, const float *D_skip, int order, int B, int T, int P, int D, int N, int accumulate) {
+    int L = T * P, chunks = (L + SCAN_CHUNK - 1) / SCAN_CHUNK, blocks = (D + SCAN_LANES - 1) / SCAN_LANES;
+    size_t state = (size_t)N * SCAN_LANES;
+    float *a = scan_decay_rates(A_log, D, N);
+    float *h = (float *)malloc_check((size_t)B * blocks * state * sizeof(float));
+    memset(h, 0, (size_t)B * blocks * state * sizeof(float));
+    #pragma omp parallel
+    for (int c = 0; c < chunks; c++) {
+        int count = L - c * SCAN_CHUNK < SCAN_CHUNK ? L - c * SCAN_CHUNK : SCAN_CHUNK;
+        size_t row[SCAN_CHUNK], next[SCAN_CHUNK];
+        for (int i = 0; i < count; i++) {
+            int s = c * SCAN_CHUNK + i;
+            row[i] = scan_row(order, s, T, P);
+            next[i] = scan_row(order, s + SCAN_CHUNK < L ? s + SCAN_CHUNK : s, T, P);
+        }
+        #pragma omp for schedule(static) nowait
+        for (int task = 0; task < B * blocks; task++) {
+            int b = task / blocks, block = task % blocks, d = block * SCAN_LANES, lanes = D - d < SCAN_LANES ? D - d : SCAN_LANES;
+            size_t at = (size_t)b * L * D + d, at_bc = (size_t)b * L * ldbc;
+            float *h_bd = h + task * state;
+            const float *a_d = a + block * state;
+            if (states != NULL) { memcpy(states + (((size_t)b * chunks + c) * blocks + block) * state, h_bd, state * sizeof(float)); }
+            if (N == 16 && lanes == SCAN_LANES) {
+                scan_forward_block(h_bd, y + at, u + at, dt + at, Bt + at_bc, Ct + at_bc, ldbc, a_d, D_skip + d, row, count, next, D, 16, SCAN_LANES, accumulate);
+            } else {
+                scan_forward_block(h_bd, y + at, u + at, dt + at, Bt + at_bc, Ct + at_bc, ldbc, a_d, D_skip + d, row, count, next, D, N, lanes, accumulate);
+            }
+        }
+    }
+    free(h);
+    free(a);
+}
+
+ALWAYS_INLINE void scan_backward_block(float *work, float *carry, float *dA, float *dskip, float *du, float *ddt, const float *dy, const float *u, const float *dt,
+                                       const float *Bt, const float *Ct, int ldbc, const float *a, const float *skip, const float *checkpoint,
+                                       const size_t *row, int count, const size_t *next, int D, int N, int lanes, int first) {
+    const int S = N * SCAN_LANES;
+    if (first && lanes < SCAN_LANES) { memset(work, 0, (size_t)4 * (SCAN_CHUNK + 1) * S * sizeof(float)); }
+    memcpy(work + S, checkpoint, S * sizeof(float));
+    for (int i = 0; i < count; i++) {
+        const float *u_i = u + row[i] * D, *dt_i = dt + row[i] * D, *B_i = Bt + row[i] * ldbc;
+        float *e = work + (size_t)4 * S * i, *h = e + S, *h_next = h + 4 * S;
+        if (next != NULL) {
+            PREFETCH_READ(u + next[i] * D);
+            PREFETCH_READ(dt + next[i] * D);
+            PREFETCH_READ(dy + next[i] * D);
+            PREFETCH_READ(du + next[i] * D);
+            PREFETCH_READ(ddt + next[i] * D);
+        }
+        #pragma omp simd
+        for (int j = 0; j < lanes; j++) {
+            float delta = dt_i[j], x = delta * u_i[j];
+            UNROLL
+            for (int n = 0; n < N; n++) {
+                float e_n = exp2_simd(delta * a[n * SCAN_LANES + j]);
+                e[n * SCAN_LANES + j] = e_n;
+                h_next[n * SCAN_LANES + j] = e_n * h[n * SCAN_LANES + j] + x * B_i[n];
+            }
+        }
+    }
+    for (int i = count - 1; i >= 0; i--) {
+        size_t at = row[i] * D;
+        const float *u_i = u + at, *dt_i = dt + at, *dy_i = dy + at, *B_i = Bt + row[i] * ldbc, *C_i = Ct + row[i] * ldbc;
+        float *e = work + (size_t)4 * S * i, *h_before = e + S, *dB = e + 2 * S, *dC = e + 3 * S, *h = h_before + 4 * S;
+        float *du_i = du + at, *ddt_i = ddt + at;
+        #pragma omp simd
+        for (int j = 0; j < lanes; j++) {
+            float delta = dt_i[j], v = u_i[j], x = delta * v, dy_j = dy_i[j], dx = 0.0f, ddecay = 0.0f;
+            UNROLL
+            for (int n = 0; n < N; n++) {
+                int k = n * SCAN_LANES + j;
+                float g = carry[k] + dy_j * C_i[n];
+                dC[k] = first ? dy_j * h[k] : dC[k] + dy_j * h[k];
+                dB[k] = first ? g * x : dB[k] + g * x;
+                dx += g * B_i[n];
+                float passed = g * e[k];
+                carry[k] = passed;
+                float dexponent = passed * h_before[k];
+                ddecay += dexponent * a[k];
+                dA[k] += dexponent * delta;
+            }
+            du_i[j] = dx * delta + dy_j * skip[j];
+            ddt_i[j] = dx * v + ddecay * LN_2;
+            dskip[j] += dy_j * v;
+        }
+    }
+}
+
+static void selective_scan_backward(float *du, float *ddt, float *dBt, float *dCt, int lddbc, float *dA_log, float *dD_skip, const float *dy,
+                             const float *u, const float *dt, const float *Bt, const float *Ct, int ldbc, const float *A_log,
+                             const float *D_skip, const float *states, int order, int B, int T, int P, int D, int N) {
+    int L = T * P, chunks = (L + SCAN_CHUNK - 1) / SCAN_CHUNK, blocks = (D + SCAN_LANES - 1) / SCAN_LANES;
+    int spans = blocks < SCAN_SPANS ? blocks : SCAN_SPANS;
+    size_t state = (size_t)N * SCAN_LANES, pair = (size_t)2 * N;
+    size_t carry_size = (size_t)B * blocks * state;
+    float *a = scan_decay_rates(A_log, D, N);
+    float *carry = (float *)malloc_check((2 * carry_size + (size_t)B * blocks * SCAN_LANES) * sizeof(float)), *dA = carry + carry_size, *dskip = dA + carry_size;
+    float *partial = (float *)malloc_check((size_t)B * spans * L * pair * sizeof(float));
+    memset(carry, 0, (2 * carry_size + (size_t)B * blocks * SCAN_LANES) * sizeof(float));
+    #pragma omp parallel
+    {
+        float *work = (float *)malloc_check((size_t)4 * (SCAN_CHUNK + 1) * state * sizeof(float));
+        for (int c = chunks - 1; c >= 0; c--) {
+            int count = L - c * SCAN_CHUNK < SCAN_CHUNK ? L - c * SCAN_CHUNK : SCAN_CHUNK;
+            size_t row[SCAN_CHUNK], next[SCAN_CHUNK];
+            for (int i = 0; i < count; i++) {
+                row[i] = scan_row(order, c * SCAN_CHUNK + i, T, P);
+                next[i] = c > 0 ? scan_row(order, (c - 1) * SCAN_CHUNK + i, T, P) : 0;
+            }
+            #pragma omp for schedule(static) nowait
+            for (int task = 0; task < B * spans; task++) {
+                int b = task / spans, span = task % spans, block0 = blocks * span / spans, block1 = blocks * (span + 1) / spans;
+                size_t at_bc = (size_t)b * L * ldbc;
+                for (int block = block0; block < block1; block++) {
+                    int d = block * SCAN_LANES, lanes = D - d < SCAN_LANES ? D - d : SCAN_LANES;
+                    size_t at = (size_t)b * L * D + d, bd = (size_t)b * blocks + block;
+                    const float *checkpoint = states + (((size_t)b * chunks + c) * blocks + block) * state;
+#define BLOCK(N_, LANES_, FIRST_) scan_backward_block(work, carry + bd * state, dA + bd * state, dskip + bd * SCAN_LANES, du + at, ddt + at, dy + at, u + at, dt + at, \
+        Bt + at_bc, Ct + at_bc, ldbc, a + block * state, D_skip + d, checkpoint, row, count, c > 0 ? next : NULL, D, N_, LANES_, FIRST_)
+                    if (N == 16 && lanes == SCAN_LANES && block == block0) {
+                        BLOCK(16, SCAN_LANES, 1);
+                    } else if (N == 16 && lanes == SCAN_LANES) {
+                        BLOCK(16, SCAN_LANES, 0);
+                    } else {
+                        BLOCK(N, lanes, block == block0);
+                    }
+#undef BLOCK
+                }
+                for (int i = 0; i < count; i++) {
+                    float *lanes_i = work + (4 * (size_t)i + 2) * state;
+                    for (int left = (int)pair * SCAN_LANES / 2; left >= (int)pair; left /= 2) {
+                        #pragma omp simd
+                        for (int k = 0; k < left; k++) { lanes_i[k] = lanes_i[2 * k] + lanes_i[2 * k + 1]; }
+                    }
+                    memcpy(partial + ((size_t)task * L + row[i]) * pair, lanes_i, pair * sizeof(float));
+                }
+            }
+        }
+        free(work);
+    }
+    #pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < (int64_t)B * L; r++) {
+        const float *sum = partial + ((size_t)(r / L) * spans * L + r % L) * pair;
+        for (int n = 0; n < N; n++) {
+            float sum_B = 0.0f, sum_C = 0.0f;
+            for (int span = 0; span < spans; span++) {
+                sum_B += sum[(size_t)span * L * pair + n];
+                sum_C += sum[(size_t)span * L * pair + N + n];
+            }
+            dBt[(size_t)r * lddbc + n] = sum_B;
+            dCt[(size_t)r * lddbc + n] = sum_C;
+        }
+    }
+    for (int d = 0; d < D; d++) {
+        for (int b = 0; b < B; b++) {
+            size_t bd = (size_t)b * blocks + d / SCAN_LANES;
+            dD_skip[d] += dskip[bd * SCAN_LANES + d % SCAN_LANES];
+            for (int n = 0; n < N; n++) {
+                size_t at = (bd * N + n) * SCAN_LANES + d % SCAN_LANES;
+                float A = a[((size_t)(d / SCAN_LANES) * N + n) * SCAN_LANES + d % SCAN_LANES] * LN_2;
+                dA_log[(size_t)d * N + n] += dA[at] * A;
+            }
+        }
+    }
+    free(partial);
+    free(carry);
+    free(a);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 9 BILINEAR UPSAMPLING
+//
+// F.interpolate(mode="bilinear", align_corners=False): output pixel o reads at (o + 0.5) * in/out - 0.5 of the input.
+
+// the two source pixels and the weight of the second one; positions before the first pixel count as the first
+static void bilinear_taps(int *i0, int *i1, float *w1, int o, int in, int out) {
+    float source = ((float)o + 0.5f) * ((float)in / (float)out) - 0.5f;
+    source = source < 0.0f ? 0.0f : source;
+    *i0 = min_int((int)source, in - 1);
+    *i1 = min_int(*i0 + 1, in - 1);
+    *w1 = source - (float)*i0;
+}
+
+// Row oy of one upsampled frame: out (OW, C) [+]= ..., inp (H, W, C), tmp W*C floats. First the two source rows are
+// mixed, then along the row the two source pixels.
+static void bilinear_row(float *out, float *tmp, const float *inp, int H, int W, int OH, int OW, int C, int oy, int accumulate) {
+    int y0, y1, x0, x1;
+    float wy, wx;
+    bilinear_taps(&y0, &y1, &wy, oy, H, OH);
+    const float *r0 = inp + (size_t)y0 * W * C, *r1 = inp + (size_t)y1 * W * C;
+    #pragma omp simd
+    for (int i = 0; i < W * C; i++) tmp[i] = (1.0f - wy) * r0[i] + wy * r1[i];
+    for (int ox = 0; ox < OW; ox++) {
+        bilinear_taps(&x0, &x1, &wx, ox, W, OW);
+        const float *a = tmp + (size_t)x0 * C, *b = tmp + (size_t)x1 * C;
+        float *o = out + (size_t)ox * C;
+        if (accumulate) {
+            #pragma omp simd
+            for (int c = 0; c < C; c++) o[c] += (1.0f - wx) * a[c] + wx * b[c];
+        } else {
+            #pragma omp simd
+            for (int c = 0; c < C; c++) o[c] = (1.0f - wx) * a[c] + wx * b[c];
+        }
+    }
+}
+
+// out (N, OH, OW, C) = inp (N, H, W, C) upsampled (or shrunk, without antialiasing)
+static void bilinear_forward(float *out, const float *inp, int N, int H, int W, int OH, int OW, int C, int accumulate) {
+    #pragma omp parallel
+    {
+        float *tmp = malloc_floats((size_t)W * C);
+        #pragma omp for schedule(static)
+        for (int row = 0; row < N * OH; row++)
+            bilinear_row(out + (size_t)row * OW * C, tmp, inp + (size_t)(row / OH) * H * W * C, H, W, OH, OW, C, row % OH, accumulate);
+        free(tmp);
+    }
+}
+
+// The transpose, axis by axis: each output pixel's gradient goes to its two source pixels along the row, then each
+// source row gathers the output rows that read it.
+static void bilinear_backward(float *dinp, const float *dout, int N, int H, int W, int OH, int OW, int C) {
+    float *drows = malloc_floats((size_t)N * OH * W * C);  // (N, OH, W, C)
+    #pragma omp parallel for schedule(static)
+    for (int row = 0; row < N * OH; row++) {
+        float *d = drows + (size_t)row * W * C;
+        memset(d, 0, sizeof(float) * (size_t)W * C);
+        for (int ox = 0; ox < OW; ox++) {
+            int x0, x1;
+            float wx;
+            bilinear_taps(&x0, &x1, &wx, ox, W, OW);
+            const float *dy = dout + ((size_t)row * OW + ox) * C;
+            float *a = d + (size_t)x0 * C, *b = d + (size_t)x1 * C;
+            #pragma omp simd
+            for (int c = 0; c < C; c++) a[c] += (1.0f - wx) * dy[c];
+            #pragma omp simd
+            for (int c = 0; c < C; c++) b[c] += wx * dy[c];
+        }
+    }
+    #pragma omp parallel for schedule(static)
+    for (int row = 0; row < N * H; row++) {
+        float *d = dinp + (size_t)row * W * C;
+        memset(d, 0, sizeof(float) * (size_t)W * C);
+        for (int oy = 0; oy < OH; oy++) {
+            int y0, y1;
+            float wy, weight;
+            bilinear_taps(&y0, &y1, &wy, oy, H, OH);
+            weight = (y0 == row % H ? 1.0f - wy : 0.0f) + (y1 == row % H ? wy : 0.0f);
+            if (weight == 0.0f) continue;
+            const float *from = drows + ((size_t)(row / H) * OH + oy) * W * C;
+            #pragma omp simd
+            for (int i = 0; i < W * C; i++) d[i] += weight * from[i];
+        }
+    }
+    free(drows);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 10 BATCH NORM AND THE SEGMENTATION HEAD
+
+// Mean and variance (biased) of every channel over rows: inp (rows, C). Two passes per slice, then the slices are merged
+// by the parallel-variance formula, so large means cost no digits.
+static void batchnorm_statistics(float *mean, float *var, const float *inp, size_t rows, int C) {
+    float *partial = (float *)calloc_check((size_t)SLICES * 2 * C, sizeof(float));  // (SLICES, {mean, sum of squares}, C)
+    #pragma omp parallel for schedule(static)
+    for (int slice = 0; slice < SLICES; slice++) {
+        size_t lo = slice_start(rows, slice), hi = slice_start(rows, slice + 1);
+        float *RESTRICT m = partial + (size_t)slice * 2 * C, *RESTRICT q = m + C, n = (float)(hi - lo);
+        if (hi == lo) continue;
+        for (size_t r = lo; r < hi; r++)
+            #pragma omp simd
+            for (int c = 0; c < C; c++) m[c] += inp[r * C + c];
+        for (int c = 0; c < C; c++) m[c] /= n;
+        for (size_t r = lo; r < hi; r++)
+            #pragma omp simd
+            for (int c = 0; c < C; c++) q[c] += (inp[r * C + c] - m[c]) * (inp[r * C + c] - m[c]);
+    }
+    for (int c = 0; c < C; c++) {
+        double total = 0.0, m = 0.0, q = 0.0;
+        for (int slice = 0; slice < SLICES; slice++) {
+            double n = (double)(slice_start(rows, slice + 1) - slice_start(rows, slice));
+            double delta = (double)partial[(size_t)slice * 2 * C + c] - m;
+            if (n == 0.0) continue;
+            q += (double)partial[(size_t)slice * 2 * C + C + c] + delta * delta * total * n / (total + n);
+            m += delta * n / (total + n);
+            total += n;
+        }
+        mean[c] = (float)m;
+        var[c] = (float)(q / (double)rows);
+    }
+    free(partial);
+}
+
+// Dropout's factor of one element: 0 or 1/(1-p), from a counter
+static inline float dropout_factor(uint64_t key, uint64_t i, float p) { return rng_uniform(key, i) < p ? 0.0f : 1.0f / (1.0f - p); }
+
+// low (rows) = w_out . Dropout(ReLU(BatchNorm(map))) + b_out, one frame: map (rows, E); scale, shift (E) are batch norm
+// folded: bn = map*scale + shift. first is the index of the frame's first element, for dropout; p = 0 switches it off.
+static void head_forward(float *low, const float *map, const float *scale, const float *shift, const float *w_out, float b_out,
+                         int rows, int E, uint64_t key, uint64_t first, float p) {
+    #pragma omp parallel for schedule(static)
+    for (int r = 0; r < rows; r++) {
+        const float *x = map + (size_t)r * E;
+        uint64_t i = first + (uint64_t)r * (uint64_t)E;
+        float sum = 0.0f;
+        if (p > 0.0f) {
+            #pragma omp simd reduction(+ : sum)
+            for (int e = 0; e < E; e++) {
+                float bn = x[e] * scale[e] + shift[e], relu = bn > 0.0f ? bn : 0.0f * bn;
+                sum += relu * dropout_factor(key, i + (uint64_t)e, p) * w_out[e];
+            }
+        } else {
+            #pragma omp simd reduction(+ : sum)
+            for (int e = 0; e < E; e++) {
+                float bn = x[e] * scale[e] + shift[e], relu = bn > 0.0f ? bn : 0.0f * bn;
+                sum += relu * w_out[e];
+            }
+        }
+        low[r] = sum + b_out;
+    }
+}
+
+// Sums over one frame for the head's backward, added to dw_out, dgamma, dbeta (E) and db_out (1). With n = (map - mean)
+// rstd and dbn = dlow * w_out * dropout where bn > 0:  dgamma += sum dbn n;  dbeta += sum dbn;  dw_out += sum dlow relu
+static void head_backward_params(float *dw_out, float *db_out, float *dgamma, float *dbeta, const float *dlow, const float *map,
+                                 const float *mean, const float *rstd, const float *scale, const float *shift,
+                                 const float *w_out, int rows, int E, uint64_t key, uint64_t first, float p) {
+    size_t part = (size_t)3 * E + 1;
+    float *partial = (float *)calloc_check(SLICES * part, sizeof(float)), *sum;
+    #pragma omp parallel for schedule(static)
+    for (int slice = 0; slice < SLICES; slice++) {
+        float *RESTRICT dw = partial + (size_t)slice * part, *RESTRICT dg = dw + E, *RESTRICT db = dg + E;
+        for (size_t r = slice_start((size_t)rows, slice); r < slice_start((size_t)rows, slice + 1); r++) {
+            const float *x = map + r * E;
+            #pragma omp simd
+            for (int e = 0; e < E; e++) {
+                float bn = x[e] * scale[e] + shift[e];
+                float d = p > 0.0f ? dlow[r] * dropout_factor(key, first + r * (uint64_t)E + (uint64_t)e, p) : dlow[r];
+                float on = bn > 0.0f ? 1.0f : 0.0f;
+                dw[e] += d * on * bn;
+                dg[e] += d * on * w_out[e] * (x[e] - mean[e]) * rstd[e];
+                db[e] += d * on * w_out[e];
+            }
+            dw[3 * E] += dlow[r];
+        }
+    }
+    sum = (float *)calloc_check(part, sizeof(float));
+    add_slices(sum, partial, part);
+    for (int e = 0; e < E; e++) {
+        dw_out[e] += sum[e];
+        dgamma[e] += sum[E + e];
+        dbeta[e] += sum[2 * E + e];
+    }
+    db_out[0] += sum[3 * E];
+    free(sum);
+    free(partial);
+}
+
+// Batch norm's input gradient of one frame, in place of map: with the sums over all n rows of the batch,
+//   dmap = gamma rstd (dbn - dbeta/n - (map - mean) rstd dgamma/n)
+// dlow == NULL: a frame without loss (dbn = 0), which batch norm's statistics tie to the others.
+static void head_backward_map(float *map, const float *dlow, const float *dgamma, const float *dbeta, const float *mean,
+                              const float *rstd, const float *scale, const float *shift, const float *w_out,
+                              int rows, int E, double n, uint64_t key, uint64_t first, float p) {
+    #pragma omp parallel for schedule(static)
+    for (int r = 0; r < rows; r++) {
+        float *RESTRICT x = map + (size_t)r * E, inverse = (float)(1.0 / n), dl = dlow ? dlow[r] : 0.0f;
+        #pragma omp simd
+        for (int e = 0; e < E; e++) {
+            float d = dlow && p > 0.0f ? dl * dropout_factor(key, first + (uint64_t)r * (uint64_t)E + (uint64_t)e, p) : dl;
+            float dbn = x[e] * scale[e] + shift[e] > 0.0f ? d * w_out[e] : 0.0f;
+            x[e] = scale[e] * (dbn - (dbeta[e] + (x[e] - mean[e]) * rstd[e] * dgamma[e]) * inverse);
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 11 THE SEGMENTATION LOSS
+//
+// L_seg = BCE + weighted IoU of the target frames: logits, mask (B, H, W), mask in [0, 1]. Per frame, with p =
+// sigmoid(logits):
+//   weight = 1 + 5 |avgpool31(mask) - mask|                  zero padding, always divided by 31*31
+//   bce    = mean over all pixels of the batch of  max(s, 0) - s m + log(1 + e^-|s|)
+//            (weighted: sum(weight bce)/sum(weight) per frame; the released code means this but computes the plain mean)
+//   iou    = 1 - (I + 1)/(U - I + 1),   I = sum(weight p m),  U = sum(weight (p + m))
+// and the mean of bce + iou over the frames.
+
+enum { POOL = 31 };
+
+// weight (H, W) of one frame, by running sums along columns, then along rows
+static void segloss_weight(float *weight, const float *mask, int H, int W) {
+    double *column = (double *)calloc_check((size_t)W, sizeof(double));  // sums of mask over the window's rows
+    for (int y = -POOL / 2; y < H; y++) {
+        double sum = 0.0;
+        int enters = y + POOL / 2, leaves = y - POOL / 2 - 1;
+        for (int x = 0; x < W; x++) {
+            if (enters < H) column[x] += (double)mask[(size_t)enters * W + x];
+            if (leaves >= 0) column[x] -= (double)mask[(size_t)leaves * W + x];
+        }
+        if (y < 0) continue;
+        for (int x = -POOL / 2; x < W; x++) {
+            if (x + POOL / 2 < W) sum += column[x + POOL / 2];
+            if (x - POOL / 2 - 1 >= 0) sum -= column[x - POOL / 2 - 1];
+            if (x >= 0) {
+                size_t i = (size_t)y * W + x;
+                weight[i] = 1.0f + 5.0f * fabsf((float)(sum / (POOL * POOL)) - mask[i]);
+            }
+        }
+    }
+    free(column);
+}
+
+// Returns the loss. weight (B, H, W) and sums (B, 3) = {I, U, sum of weights} are kept for backward.
+static double segloss_forward(float *weight, double *sums, const float *logits, const float *mask, int B, int H, int W, int weighted) {
+    size_t n = (size_t)H * W;
+    double *loss = (double *)malloc_check(sizeof(double) * (size_t)B), total = 0.0;
+    #pragma omp parallel for schedule(static)
+    for (int b = 0; b < B; b++) {
+        const float *s = logits + (size_t)b * n, *m = mask + (size_t)b * n;
+        float *w = weight + (size_t)b * n;
+        double inter = 0.0, both = 0.0, all = 0.0, bce = 0.0, wbce = 0.0;
+        segloss_weight(w, m, H, W);
+        for (size_t i = 0; i < n; i++) {
+            float p = sigmoid_simd(s[i]), e = softplus_simd(s[i]) - s[i] * m[i];
+            inter += (double)(w[i] * p * m[i]);
+            both += (double)(w[i] * (p + m[i]));
+            all += (double)w[i];
+            bce += (double)e;
+            wbce += (double)(w[i] * e);
+        }
+        sums[3 * b] = inter;
+        sums[3 * b + 1] = both;
+        sums[3 * b + 2] = all;
+        loss[b] = (weighted ? wbce / all : bce / (double)n) + 1.0 - (inter + 1.0) / (both - inter + 1.0);
+    }
+    for (int b = 0; b < B; b++) total += loss[b];
+    free(loss);
+    return total / B;
+}
+
+// d bce / ds = p - m;  d iou / dp = -weight (m (U - I + 1) - (I + 1)(1 - m)) / (U - I + 1)^2,  dp / ds = p (1 - p)
+static void segloss_backward(float *dlogits, const float *weight, const double *sums, const float *logits, const float *mask,
+                             int B, int H, int W, int weighted) {
+    int n = H * W;
+    #pragma omp parallel for schedule(static)
+    for (int b = 0; b < B; b++) {
+        const float *s = logits + (size_t)b * n, *m = mask + (size_t)b * n, *w = weight + (size_t)b * n;
+        double I = sums[3 * b] + 1.0, U = sums[3 * b + 1] - sums[3 * b] + 1.0;
+        float per_pixel = (float)(1.0 / ((double)B * n)), per_weight = (float)(1.0 / (B * sums[3 * b + 2]));
+        float on_mask = (float)(-1.0 / U / B), off_mask = (float)(I / (U * U) / B);
+        float *d = dlogits + (size_t)b * n;
+        #pragma omp simd
+        for (int i = 0; i < n; i++) {
+            float p = sigmoid_simd(s[i]);
+            d[i] = (p - m[i]) * (weighted ? per_weight * w[i] : per_pixel)
+                 + w[i] * (m[i] * on_mask + (1.0f - m[i]) * off_mask) * p * (1.0f - p);
+        }
+    }
+}
+
+// torch.optim.Adam without weight decay: n parameters, step counts from 1
+static void adam_update(float *params, const float *grads, float *m, float *v, size_t n, double lr, double beta1, double beta2,
+                        double eps, int64_t step) {
+    float b1 = (float)beta1, b2 = (float)beta2, rate = (float)(lr / (1.0 - pow(beta1, (double)step)));
+    float correct = (float)(1.0 / sqrt(1.0 - pow(beta2, (double)step))), e = (float)eps;
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) {
+        float g = grads[i];
+        m[i] = b1 * m[i] + (1.0f - b1) * g;
+        v[i] = b2 * v[i] + (1.0f - b2) * g * g;
+        params[i] -= rate * m[i] / (sqrtf(v[i]) * correct + e);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 12 THE MODEL
+
+typedef struct {
+    char name[16];
+    int dims[4], depths[4], heads[4], reductions[4], mamba_depths[4];  // of the four stages
+    int decoder_dim;                                                   // E
+    int d_state, d_conv, expand;                                       // N, K, D/C of the Mamba layers
+    char scans[4];  // directions: a subset of "fbs"
+    int plain_dt;   // 1: initialise dt's projection as the released Vivim does (normal, bias 0), not as Mamba does
+} Config;
+
+#define MIT(name, c0, c1, c2, c3, d0, d1, d2, d3, E) \
+    { name, {c0, c1, c2, c3}, {d0, d1, d2, d3}, {1, 2, 5, 8}, {8, 4, 2, 1}, {2, 2, 2, 2}, E, 16, 4, 2, "fbs", 0 }
+static const Config CONFIGS[] = {
+    { "tiny", {16, 32, 40, 64}, {1, 1, 2, 1}, {1, 2, 5, 8}, {8, 4, 2, 1}, {1, 2, 1, 1}, 32, 16, 4, 2, "fbs", 0 },  // demo, tests
+    MIT("b0", 32, 64, 160, 256, 2, 2, 2, 2, 256),  MIT("b1", 64, 128, 320, 512, 2, 2, 2, 2, 256),
+    MIT("b2", 64, 128, 320, 512, 3, 4, 6, 3, 768), MIT("b3", 64, 128, 320, 512, 3, 4, 18, 3, 768),  // b3: the paper's
+    MIT("b4", 64, 128, 320, 512, 3, 8, 27, 3, 768), MIT("b5", 64, 128, 320, 512, 3, 6, 40, 3, 768),
+};
+#undef MIT
+
+// The directions' suffixes in the released model's tensor names: forward, backward, spatial
+static const char *const SCAN_SUFFIX[3] = {"", "_b", "_s"};
+
+enum Init { INIT_CONSTANT, INIT_NORMAL, INIT_UNIFORM, INIT_A_LOG, INIT_DT_BIAS };
+
+// One row per tensor: it serves allocation, initialisation, checkpoints and tests.
+typedef struct {
+    char name[96];   // the released Vivim's state_dict key
+    int ndim, shape[5], is_buffer;  // buffers (batch norm's running statistics) are saved but not trained
+    int init;
+    double init_scale;              // the constant, the standard deviation, or the bound of the uniform distribution
+    size_t offset, numel;  // in floats, inside Model.params (or Model.buffers)
+} Tensor;
+
+typedef struct { size_t weight, bias; } Layer;  // offsets of a layer's two tensors
+
+// A stage is a patch embedding and a list of sublayers x = x + F(LN(x)). F is one of:
+enum { ATTENTION, MIX_FFN, ST_MAMBA, DSF };
+
+typedef struct {
+    int kind, drop_index;  // drop_index: number of the SegFormer block over all stages, for drop path
+    Layer norm;
+    Layer query, key, value, sr, sr_norm, proj;  // ATTENTION
+    Layer fc1, dwconv, fc2;                      // MIX_FFN, DSF
+    size_t in_proj, out_proj;                    // ST_MAMBA
+    struct { size_t A_log, D, x_proj; Layer conv, dt_proj; } scan[3];
+    // kept by forward for backward (in evaluation they live in scratch memory, for the length of the sublayer only)
+    float *x, *mean, *rstd, *drop;               // input (rows, C), its layer norm's statistics, drop path's factors
+    float *q, *sr_out, *sr_mean, *sr_rstd, *kv, *k, *v, *att;
+    float *h1, *h2;                              // (rows, 4C) before and after the depthwise convolution
+    float *xz, *y, *x_dbl[3], *states[3];        // (rows, 2D), sum of the scans (rows, D), (rows, R + 2N), checkpoints
+} Sublayer;
+
+typedef struct {
+    int C, H, W, P, num_sublayers, first_sublayer;
+    int kernel, stride;
+    Layer patch, patch_norm, linear_c;
+    float *embed, *mean, *rstd;  // convolution's output (rows, C) before its layer norm
+    float *inp, *out;            // (B*T, H', W', C') of the stage before, (rows, C)
+} Stage;
+
+typedef struct {
+    Config config;
+    Tensor *tensors;
+    int num_tensors, num_sublayers, num_blocks;
+    size_t num_params, num_buffers;
+    float *params, *grads, *adam_m, *adam_v, *buffers;  // grads and Adam's moments exist once training was planned
+    int64_t step, batches_tracked;                      // optimiser steps done; batch norm updates
+    uint64_t seed;
+    float drop_path, dropout;                           // 0.1 in training; tests set 0
+    int weighted_bce;
+    Stage stages[4];
+    Sublayer *sublayers;
+    size_t fuse, out_weight, out_bias, running_mean, running_var;
+    Layer batch_norm;
+    // the plan: sizes of a batch and what to compute
+    int B, T, H, W, training, all_frames;  // all_frames: logits of every frame, else of the target frames T/2 only
+    int planning;                          // the planning pass takes memory and computes nothing
+    Arena kept, scratch;                   // what backward needs; what lives inside one function
+    float *folded[4], *folded_bias;        // (E, C_i), (E): decoder matrices of this step
+    float *map, *bn_mean, *bn_rstd, *bn_scale, *bn_shift;  // (B*T*P, E), (E)
+    float *low, *logits;                   // (frames, P), (frames, H, W), frames = all_frames ? B*T : B
+} Model;
+
+// Appends the row prefix+name+suffix to the table and returns the tensor's offset. Unused dimensions are 0.
+static size_t add_tensor(Model *m, int init, double scale, const char *prefix, const char *name, const char *suffix,
+                         int ndim, int s0, int s1, int s2, int s3, int s4) {
+    Tensor *t;
+    m->tensors = (Tensor *)realloc(m->tensors, sizeof(Tensor) * (size_t)(m->num_tensors + 1));
+    if (m->tensors == NULL) out_of_memory(sizeof(Tensor) * (double)(m->num_tensors + 1));
+    t = &m->tensors[m->num_tensors++];
+    memset(t, 0, sizeof *t);
+    snprintf(t->name, sizeof t->name, "%s%s%s", prefix, name, suffix);
+    t->ndim = ndim;
+    t->shape[0] = s0, t->shape[1] = s1, t->shape[2] = s2, t->shape[3] = s3, t->shape[4] = s4;
+    t->init = init;
+    t->init_scale = scale;
+    t->is_buffer = strstr(name, "running_") != NULL;
+    t->numel = 1;
+    for (int i = 0; i < ndim; i++) t->numel *= (size_t)t->shape[i];
+    size_t *total = t->is_buffer ? &m->num_buffers : &m->num_params;
+    t->offset = *total;
+    *total += t->numel;
+    return t->offset;
+}
+
+// layer norm or batch norm: weight 1, bias 0
+static Layer add_norm(Model *m, const char *prefix, const char *name, int C) {
+    Layer layer;
+    layer.weight = add_tensor(m, INIT_CONSTANT, 1.0, prefix, name, ".weight", 1, C, 0, 0, 0, 0);
+    layer.bias = add_tensor(m, INIT_CONSTANT, 0.0, prefix, name, ".bias", 1, C, 0, 0, 0, 0);
+    return layer;
+}
+
+// A linear layer (ndim 2) or a convolution (ndim 3, 4, 5; kernel k in every axis). INIT_NORMAL: SegFormer's, normal(0,
+// 0.02) and bias 0. INIT_UNIFORM: PyTorch's default for convolutions, both uniform within 1/sqrt(fan_in).
+static Layer add_layer(Model *m, int init, const char *prefix, const char *name, int ndim, int out, int in, int k) {
+    double bound = 1.0 / sqrt(in * pow(k, ndim - 2));
+    Layer layer;
+    layer.weight = add_tensor(m, init, init == INIT_NORMAL ? 0.02 : bound, prefix, name, ".weight", ndim, out, in, k, k, k);
+    layer.bias = add_tensor(m, init == INIT_NORMAL ? INIT_CONSTANT : init, init == INIT_NORMAL ? 0.0 : bound,
+                            prefix, name, ".bias", 1, out, 0, 0, 0, 0);
+    return layer;
+}
+
+static int dt_rank(int C) { return ceil_div(C, 16); }
+static int has_scan(const Config *c, int g) { return strchr(c->scans, "fbs"[g]) != NULL; }
+
+// The sublayers of SegFormer block j of stage i, with the released key names
+static void add_segformer_block(Model *m, Sublayer *att, Sublayer *ffn, int i, int j, int drop_index) {
+    int C = m->config.dims[i], s = m->config.reductions[i];
+    char prefix[80];
+    snprintf(prefix, sizeof prefix, "encoder.downsample_layers.block.%d.%d.", i, j);
+    att->kind = ATTENTION;
+    ffn->kind = MIX_FFN;
+    att->drop_index = ffn->drop_index = drop_index;
+    att->norm = add_norm(m, prefix, "layer_norm_1", C);
+    att->query = add_layer(m, INIT_NORMAL, prefix, "attention.self.query", 2, C, C, 0);
+    att->key = add_layer(m, INIT_NORMAL, prefix, "attention.self.key", 2, C, C, 0);
+    att->value = add_layer(m, INIT_NORMAL, prefix, "attention.self.value", 2, C, C, 0);
+    if (s > 1) {
+        att->sr = add_layer(m, INIT_NORMAL, prefix, "attention.self.sr", 4, C, C, s);
+        att->sr_norm = add_norm(m, prefix, "attention.self.layer_norm", C);
+    }
+    att->proj = add_layer(m, INIT_NORMAL, prefix, "attention.output.dense", 2, C, C, 0);
+    ffn->norm = add_norm(m, prefix, "layer_norm_2", C);
+    ffn->fc1 = add_layer(m, INIT_NORMAL, prefix, "mlp.dense1", 2, 4 * C, C, 0);
+    ffn->dwconv = add_layer(m, INIT_NORMAL, prefix, "mlp.dwconv.dwconv", 4, 4 * C, 1, 3);
+    ffn->fc2 = add_layer(m, INIT_NORMAL, prefix, "mlp.dense2", 2, C, 4 * C, 0);
+}
+
+// The sublayers of Mamba layer j of stage i
+static void add_mamba_layer(Model *m, Sublayer *mamba, Sublayer *dsf, int i, int j) {
+    static const char *const A_NAME[3] = {"mamba.A_log", "mamba.A_b_log", "mamba.A_s_log"};
+    const Config *c = &m->config;
+    int C = c->dims[i], D = c->expand * C, N = c->d_state, K = c->d_conv, R = dt_rank(C);
+    double bound = 1.0 / sqrt((double)R);
+    char prefix[80];
+    snprintf(prefix, sizeof prefix, "encoder.stages.%d.%d.0.", i, j);
+    mamba->kind = ST_MAMBA;
+    dsf->kind = DSF;
+    mamba->norm = add_norm(m, prefix, "norm1", C);
+    for (int g = 0; g < 3; g++)
+        if (has_scan(c, g)) {
+            mamba->scan[g].A_log = add_tensor(m, INIT_A_LOG, 0.0, prefix, A_NAME[g], "", 2, D, N, 0, 0, 0);
+            mamba->scan[g].D = add_tensor(m, INIT_CONSTANT, 1.0, prefix, "mamba.D", SCAN_SUFFIX[g], 1, D, 0, 0, 0, 0);
+        }
+    mamba->in_proj = add_tensor(m, INIT_NORMAL, 0.02, prefix, "mamba.in_proj", ".weight", 2, 2 * D, C, 0, 0, 0);
+    for (int g = 0; g < 3; g++)
+        if (has_scan(c, g)) {
+            char name[32];
+            snprintf(name, sizeof name, "mamba.conv1d%s", SCAN_SUFFIX[g]);
+            mamba->scan[g].conv = add_layer(m, INIT_UNIFORM, prefix, name, 3, D, 1, K);
+            snprintf(name, sizeof name, "mamba.x_proj%s", SCAN_SUFFIX[g]);
+            mamba->scan[g].x_proj = add_tensor(m, INIT_NORMAL, 0.02, prefix, name, ".weight", 2, R + 2 * N, D, 0, 0, 0);
+            snprintf(name, sizeof name, "mamba.dt_proj%s", SCAN_SUFFIX[g]);
+            mamba->scan[g].dt_proj.weight = add_tensor(m, c->plain_dt ? INIT_NORMAL : INIT_UNIFORM, c->plain_dt ? 0.02 : bound,
+                                                       prefix, name, ".weight", 2, D, R, 0, 0, 0);
+            mamba->scan[g].dt_proj.bias = add_tensor(m, c->plain_dt ? INIT_CONSTANT : INIT_DT_BIAS, 0.0,
+                                                     prefix, name, ".bias", 1, D, 0, 0, 0, 0);
+        }
+    mamba->out_proj = add_tensor(m, INIT_NORMAL, 0.02, prefix, "mamba.out_proj", ".weight", 2, C, D, 0, 0, 0);
+    dsf->norm = add_norm(m, prefix, "norm2", C);
+    dsf->fc1 = add_layer(m, INIT_NORMAL, prefix, "mlp.fc1", 2, 4 * C, C, 0);
+    dsf->dwconv = add_layer(m, INIT_UNIFORM, prefix, "mlp.dwconv.dwconv", 5, 4 * C, 1, 3);
+    dsf->fc2 = add_layer(m, INIT_NORMAL, prefix, "mlp.fc2", 2, C, 4 * C, 0);
+}
+
+// Builds the tensor table (in the released checkpoints' order), allocates the parameters and draws their initial values.
+static void model_init(Model *m, const Config *config, uint64_t seed) {
+    const Config *c = &m->config;
+    int E = config->decoder_dim, next = 0;
+    char name[64];
+    memset(m, 0, sizeof *m);
+    m->config = *config;
+    m->seed = seed;
+    m->drop_path = m->dropout = 0.1f;
+    for (int i = 0; i < 4; i++) {
+        m->num_blocks += c->depths[i];
+        m->num_sublayers += 2 * (c->depths[i] + c->mamba_depths[i]);
+    }
+    m->sublayers = (Sublayer *)calloc_check((size_t)m->num_sublayers, sizeof(Sublayer));
+    for (int i = 0; i < 4; i++) {
+        Stage *st = &m->stages[i];
+        st->C = c->dims[i];
+        st->kernel = i == 0 ? 7 : 3;
+        st->stride = i == 0 ? 4 : 2;
+        st->first_sublayer = next;
+        st->num_sublayers = 2 * (c->depths[i] + c->mamba_depths[i]);
+        next += st->num_sublayers;
+        snprintf(name, sizeof name, "encoder.downsample_layers.patch_embeddings.%d.", i);
+        st->patch = add_layer(m, INIT_NORMAL, name, "proj", 4, st->C, i == 0 ? 3 : c->dims[i - 1], st->kernel);
+        st->patch_norm = add_norm(m, name, "layer_norm", st->C);
+    }
+    for (int i = 0, block = 0; i < 4; i++)
+        for (int j = 0; j < c->depths[i]; j++, block++) {
+            Sublayer *s = m->sublayers + m->stages[i].first_sublayer + 2 * j;
+            add_segformer_block(m, s, s + 1, i, j, block);
+        }
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < c->mamba_depths[i]; j++) {
+            Sublayer *s = m->sublayers + m->stages[i].first_sublayer + 2 * (c->depths[i] + j);
+            add_mamba_layer(m, s, s + 1, i, j);
+        }
+    for (int i = 0; i < 4; i++) {
+        snprintf(name, sizeof name, "linear_c.%d.proj", i);
+        m->stages[i].linear_c = add_layer(m, INIT_NORMAL, "decoder.", name, 2, E, c->dims[i], 0);
+    }
+    m->fuse = add_tensor(m, INIT_NORMAL, 0.02, "decoder.", "linear_fuse", ".weight", 4, E, 4 * E, 1, 1, 0);
+    m->batch_norm = add_norm(m, "decoder.", "batch_norm", E);
+    m->running_mean = add_tensor(m, INIT_CONSTANT, 0.0, "decoder.batch_norm.", "running_mean", "", 1, E, 0, 0, 0, 0);
+    m->running_var = add_tensor(m, INIT_CONSTANT, 1.0, "decoder.batch_norm.", "running_var", "", 1, E, 0, 0, 0, 0);
+    Layer out = add_layer(m, INIT_UNIFORM, "", "out", 4, 1, E, 1);
+    m->out_weight = out.weight;
+    m->out_bias = out.bias;
+    m->params = malloc_floats(m->num_params);
+    m->buffers = malloc_floats(m->num_buffers);
+
+    for (int i = 0; i < m->num_tensors; i++) {
+        const Tensor *t = &m->tensors[i];
+        float *p = (t->is_buffer ? m->buffers : m->params) + t->offset;
+        uint64_t key = rng_key(seed, RNG_INIT, (uint64_t)i);
+        for (size_t k = 0; k < t->numel; k++)
+            switch (t->init) {
+            case INIT_CONSTANT: p[k] = (float)t->init_scale; break;
+            case INIT_NORMAL: p[k] = (float)t->init_scale * rng_normal(key, k); break;
+            case INIT_UNIFORM: p[k] = (float)t->init_scale * (2.0f * rng_uniform(key, k) - 1.0f); break;
+            case INIT_A_LOG: p[k] = logf((float)(k % (size_t)t->shape[1]) + 1.0f); break;
+            case INIT_DT_BIAS: {  // softplus(bias) is log-uniform in [0.001, 0.1]
+                double dt = exp(log(0.001) + (double)rng_uniform(key, k) * (log(0.1) - log(0.001)));
+                p[k] = (float)(dt + log(-expm1(-dt)));  // the inverse of softplus
+                break;
+            }
+            }
+    }
+}
+
+static void model_free(Model *m) {
+    arena_free(&m->kept);
+    arena_free(&m->scratch);
+    free(m->params);
+    free(m->buffers);
+    free(m->grads);
+    free(m->adam_m);
+    free(m->adam_v);
+    free(m->tensors);
+    free(m->sublayers);
+    memset(m, 0, sizeof *m);
+}
+
+// Every sublayer's F below has the same shape: forward(m, st, s, out, inp), backward(m, st, s, dinp, dout, inp), all
+// (rows, C) with rows = B*T*P, inp the layer norm's output. In training what backward needs is taken from m->kept, in
+// evaluation from m->scratch, where it is given back when the sublayer is done.
+static Arena *keep(Model *m) { return m->training ? &m->kept : &m->scratch; }
+
+// ---- SegFormer's self-attention. With reduction s > 1 keys and values come from a grid s times smaller in each axis:
+//   kv = LN(conv_s(x)) or x;  out = W_o Attention(W_q x + b_q, W_k kv + b_k, W_v kv + b_v) + b_o
+static void self_attention_forward(Model *m, const Stage *st, Sublayer *a, float *out, const float *inp) {
+    int C = st->C, N = m->B * m->T, rows = N * st->P, s = m->config.reductions[st - m->stages], heads = m->config.heads[st - m->stages];
+    int Pk = (st->H / s) * (st->W / s), rows_k = N * Pk;
+    const float *w = m->params, *kv = inp;
+    size_t mark = m->scratch.used;
+    a->q = arena_take(keep(m), (size_t)rows * C);
+    if (s > 1) {
+        a->sr_out = arena_take(keep(m), (size_t)rows_k * C);
+        a->sr_mean = arena_take(keep(m), (size_t)rows_k);
+        a->sr_rstd = arena_take(keep(m), (size_t)rows_k);
+        kv = a->kv = arena_take(keep(m), (size_t)rows_k * C);
+    }
+    a->k = arena_take(keep(m), (size_t)rows_k * C);
+    a->v = arena_take(keep(m), (size_t)rows_k * C);
+    a->att = arena_take(keep(m), (size_t)rows * C);
+    m->scratch.used = mark;
+    if (m->planning) return;
+    matmul_forward(a->q, inp, w + a->query.weight, w + a->query.bias, rows, C, C);
+    if (s > 1) {
+        conv_forward(a->sr_out, inp, w + a->sr.weight, w + a->sr.bias, N, st->H, st->W, C, C, s, s, 0);
+        layernorm_forward(a->kv, a->sr_mean, a->sr_rstd, a->sr_out, w + a->sr_norm.weight, w + a->sr_norm.bias, rows_k, C);
+    }
+    matmul_forward(a->k, kv, w + a->key.weight, w + a->key.bias, rows_k, C, C);
+    matmul_forward(a->v, kv, w + a->value.weight, w + a->value.bias, rows_k, C, C);
+    attention_forward(a->att, a->q, a->k, a->v, N, st->P, Pk, C, heads);
+    matmul_forward(out, a->att, w + a->proj.weight, w + a->proj.bias, rows, C, C);
+}
+
+static void self_attention_backward(Model *m, const Stage *st, Sublayer *a, float *dinp, const float *dout, const float *inp) {
+    int C = st->C, N = m->B * m->T, rows = N * st->P, s = m->config.reductions[st - m->stages], heads = m->config.heads[st - m->stages];
+    int Pk = (st->H / s) * (st->W / s), rows_k = N * Pk;
+    const float *w = m->params, *kv = s > 1 ? a->kv : inp;
+    float *g = m->grads;
+    size_t mark = m->scratch.used;
+    float *datt = arena_take(&m->scratch, (size_t)rows * C), *dq = arena_take(&m->scratch, (size_t)rows * C);
+    float *dk = arena_take(&m->scratch, (size_t)rows_k * C), *dv = arena_take(&m->scratch, (size_t)rows_k * C);
+    float *dkv = s > 1 ? arena_take(&m->scratch, (size_t)rows_k * C) : dinp;
+    m->scratch.used = mark;
+    if (m->planning) return;
+    matmul_backward(datt, g + a->proj.weight, g + a->proj.bias, dout, a->att, w + a->proj.weight, rows, C, C);
+    attention_backward(dq, dk, dv, datt, a->q, a->k, a->v, N, st->P, Pk, C, heads);
+    matmul_backward(dkv, g + a->key.weight, g + a->key.bias, dk, kv, w + a->key.weight, rows_k, C, C);
+    matmul_backward(NULL, g + a->value.weight, g + a->value.bias, dv, kv, w + a->value.weight, rows_k, C, C);
+    matmul(dkv, C, dv, C, 0, w + a->value.weight, C, 0, NULL, rows_k, C, C, 1);
+    if (s > 1) {
+        layernorm_backward(dkv, g + a->sr_norm.weight, g + a->sr_norm.bias, dkv, NULL, a->sr_out, w + a->sr_norm.weight,
+                           a->sr_mean, a->sr_rstd, rows_k, C);
+        conv_backward(dinp, g + a->sr.weight, g + a->sr.bias, dkv, inp, w + a->sr.weight, N, st->H, st->W, C, C, s, s, 0);
+    }
+    matmul_backward(NULL, g + a->query.weight, g + a->query.bias, dq, inp, w + a->query.weight, rows, C, C);
+    matmul(dinp, C, dq, C, 0, w + a->query.weight, C, 0, NULL, rows, C, C, 1);
+}
+
+// ---- The feed-forward networks: SegFormer's MixFFN (depthwise 3x3 in each frame) and Vivim's DSF (3x3x3 in the clip):
+//   h1 = W_1 x + b_1 (4C);  h2 = dwconv(h1);  out = W_2 gelu(h2) + b_2
+static void ffn_forward(Model *m, const Stage *st, Sublayer *f, float *out, const float *inp) {
+    int C = st->C, rows = m->B * m->T * st->P, kt = f->kind == DSF ? 3 : 1;
+    const float *w = m->params;
+    size_t mark = m->scratch.used, n = (size_t)rows * 4 * C;
+    f->h1 = arena_take(keep(m), n);
+    f->h2 = arena_take(keep(m), n);
+    float *act = m->training ? arena_take(&m->scratch, n) : f->h2;
+    m->scratch.used = mark;
+    if (m->planning) return;
+    matmul_forward(f->h1, inp, w + f->fc1.weight, w + f->fc1.bias, rows, 4 * C, C);
+    dwconv_forward(f->h2, f->h1, w + f->dwconv.weight, w + f->dwconv.bias, m->B, m->T, st->H, st->W, 4 * C, kt);
+    gelu_forward(act, f->h2, n);
+    matmul_forward(out, act, w + f->fc2.weight, w + f->fc2.bias, rows, C, 4 * C);
+}
+
+static void ffn_backward(Model *m, const Stage *st, Sublayer *f, float *dinp, const float *dout, const float *inp) {
+    int C = st->C, rows = m->B * m->T * st->P, kt = f->kind == DSF ? 3 : 1;
+    const float *w = m->params;
+    float *g = m->grads;
+    size_t mark = m->scratch.used, n = (size_t)rows * 4 * C;
+    float *act = arena_take(&m->scratch, n), *dact = arena_take(&m->scratch, n);
+    m->scratch.used = mark;
+    if (m->planning) return;
+    gelu_forward(act, f->h2, n);
+    matmul_backward(dact, g + f->fc2.weight, g + f->fc2.bias, dout, act, w + f->fc2.weight, rows, C, 4 * C);
+    gelu_backward(dact, dact, f->h2, n);
+    float *dh1 = act;  // gelu(h2) is no longer needed
+    dwconv_backward(dh1, g + f->dwconv.weight, g + f->dwconv.bias, dact, f->h1, w + f->dwconv.weight,
+                    m->B, m->T, st->H, st->W, 4 * C, kt);
+    matmul_backward(dinp, g + f->fc1.weight, g + f->fc1.bias, dh1, inp, w + f->fc1.weight, rows, 4 * C, C);
+}
+
+// ---- ST-Mamba (paper, section III-B): one projection in, three selective scans over the same tokens in different
+// orders, one gate, one projection out:
+//   [x | z] = W_in u;  for each direction g:  a = SiLU(conv1d_g(x));  [delta | Bt | Ct] = W_x,g a;
+//   dt = softplus(W_dt,g delta + b_dt,g);  y_g = scan_g(a, dt, Bt, Ct);   out = W_out (sum_g y_g * SiLU(z) / directions)
+// The released code gates every direction by the same SiLU(z) and then adds; gating the sum once is the same.
+
+// a (rows, D) and dt (rows, D) of direction g; x_dbl must hold W_x a unless it is to be computed here
+static void scan_inputs(Model *m, const Stage *st, Sublayer *s, int g, float *a, float *dt, int compute_x_dbl) {
+    const Config *c = &m->config;
+    int C = st->C, D = c->expand * C, N = c->d_state, R = dt_rank(C), rows = m->B * m->T * st->P, ld = R + 2 * N;
+    const float *w = m->params;
+    conv1d_silu_forward(a, s->xz, 2 * D, w + s->scan[g].conv.weight, w + s->scan[g].conv.bias, g, m->B, m->T, st->P, D, c->d_conv);
+    if (compute_x_dbl) matmul_forward(s->x_dbl[g], a, w + s->scan[g].x_proj, NULL, rows, ld, D);
+    matmul(dt, D, s->x_dbl[g], ld, 0, w + s->scan[g].dt_proj.weight, R, 1, w + s->scan[g].dt_proj.bias, rows, D, R, 0);
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < (size_t)rows * D; i++) dt[i] = softplus_simd(dt[i]);
+}
+
+// gated = y * SiLU(z) / directions, z the second half of xz's rows
+static void gate_forward(float *gated, const float *y, const float *xz, float scale, int rows, int D) {
+    #pragma omp parallel for schedule(static)
+    for (int r = 0; r < rows; r++) {
+        const float *z = xz + (size_t)r * 2 * D + D, *yr = y + (size_t)r * D;
+        float *o = gated + (size_t)r * D;
+        #pragma omp simd
+        for (int d = 0; d < D; d++) o[d] = scale * yr[d] * silu_simd(z[d]);
+    }
+}
+
+// dy = dgated * SiLU(z) * scale (dy may be dgated); dz = dgated * y * SiLU'(z) * scale, into the second half of dxz's rows
+static void gate_backward(float *dy, float *dxz, const float *dgated, const float *y, const float *xz, float scale, int rows, int D) {
+    #pragma omp parallel for schedule(static)
+    for (int r = 0; r < rows; r++) {
+        const float *z = xz + (size_t)r * 2 * D + D, *yr = y + (size_t)r * D, *dg = dgated + (size_t)r * D;
+        float *dz = dxz + (size_t)r * 2 * D + D, *d_y = dy + (size_t)r * D;
+        #pragma omp simd
+        for (int d = 0; d < D; d++) {
+            float d_gated = dg[d] * scale;
+            dz[d] = d_gated * yr[d] * silu_grad_simd(z[d]);
+            d_y[d] = d_gated * silu_simd(z[d]);
+        }
+    }
+}
+
+static void st_mamba_forward(Model *m, const Stage *st, Sublayer *s, float *out, const float *inp) {
+    const Config *c = &m->config;
+    int C = st->C, D = c->expand * C, N = c->d_state, R = dt_rank(C), rows = m->B * m->T * st->P, ld = R + 2 * N;
+    int directions = (int)strlen(c->scans), first = 1;
+    const float *w = m->params;
+    size_t mark = m->scratch.used, n = (size_t)rows * D;
+    s->xz = arena_take(keep(m), 2 * n);
+    s->y = arena_take(keep(m), n);
+    for (int g = 0; g < 3; g++)
+        if (has_scan(c, g)) {
+            s->x_dbl[g] = arena_take(keep(m), (size_t)rows * ld);
+            s->states[g] = m->training ? arena_take(keep(m), selective_scan_states(m->B, m->T, st->P, D, N)) : NULL;
+        }
+    float *a = arena_take(&m->scratch, n), *dt = arena_take(&m->scratch, n);
+    m->scratch.used = mark;
+    if (m->planning) return;
+    matmul_forward(s->xz, inp, w + s->in_proj, NULL, rows, 2 * D, C);
+    for (int g = 0; g < 3; g++) {
+        if (!has_scan(c, g)) continue;
+        scan_inputs(m, st, s, g, a, dt, 1);
+        selective_scan_forward(s->y, s->states[g], a, dt, s->x_dbl[g] + R, s->x_dbl[g] + R + N, ld, w + s->scan[g].A_log,
+                               w + s->scan[g].D, g, m->B, m->T, st->P, D, N, !first);
+        first = 0;
+    }
+    gate_forward(a, s->y, s->xz, 1.0f / (float)directions, rows, D);
+    matmul_forward(out, a, w + s->out_proj, NULL, rows, C, D);
+}
+
+static void st_mamba_backward(Model *m, const Stage *st, Sublayer *s, float *dinp, const float *dout, const float *inp) {
+    const Config *c = &m->config;
+    int C = st->C, D = c->expand * C, N = c->d_state, R = dt_rank(C), rows = m->B * m->T * st->P, ld = R + 2 * N;
+    int directions = (int)strlen(c->scans), first = 1;
+    const float *w = m->params;
+    float *g_ = m->grads, scale = 1.0f / (float)directions;
+    size_t mark = m->scratch.used, n = (size_t)rows * D;
+    float *a = arena_take(&m->scratch, n), *dt = arena_take(&m->scratch, n), *dy = arena_take(&m->scratch, n);
+    float *da = arena_take(&m->scratch, n), *ddt = arena_take(&m->scratch, n), *dxz = arena_take(&m->scratch, 2 * n);
+    float *dx_dbl = arena_take(&m->scratch, (size_t)rows * ld);
+    m->scratch.used = mark;
+    if (m->planning) return;
+    gate_forward(a, s->y, s->xz, scale, rows, D);
+    matmul_backward(dy, g_ + s->out_proj, NULL, dout, a, w + s->out_proj, rows, C, D);
+    gate_backward(dy, dxz, dy, s->y, s->xz, scale, rows, D);
+    for (int g = 0; g < 3; g++) {
+        if (!has_scan(c, g)) continue;
+        scan_inputs(m, st, s, g, a, dt, 0);
+        selective_scan_backward(da, ddt, dx_dbl + R, dx_dbl + R + N, ld, g_ + s->scan[g].A_log, g_ + s->scan[g].D, dy, a, dt,
+                                s->x_dbl[g] + R, s->x_dbl[g] + R + N, ld, w + s->scan[g].A_log, w + s->scan[g].D, s->states[g],
+                                g, m->B, m->T, st->P, D, N);
+        #pragma omp parallel for simd schedule(static)
+        for (size_t i = 0; i < n; i++) ddt[i] *= 1.0f - exp_simd(-dt[i]);  // softplus'(v) = sigmoid(v) = 1 - e^-softplus(v)
+        // dt = W_dt delta + b: delta is the first R columns of x_dbl
+        matmul(dx_dbl, ld, ddt, D, 0, w + s->scan[g].dt_proj.weight, R, 0, NULL, rows, R, D, 0);
+        matmul(g_ + s->scan[g].dt_proj.weight, R, ddt, D, 1, s->x_dbl[g], ld, 0, NULL, D, R, rows, 1);
+        add_column_sums(g_ + s->scan[g].dt_proj.bias, ddt, rows, D);
+        // x_dbl = W_x a
+        matmul(da, D, dx_dbl, ld, 0, w + s->scan[g].x_proj, D, 0, NULL, rows, D, ld, 1);
+        matmul(g_ + s->scan[g].x_proj, D, dx_dbl, ld, 1, a, D, 0, NULL, ld, D, rows, 1);
+        conv1d_silu_backward(dxz, 2 * D, g_ + s->scan[g].conv.weight, g_ + s->scan[g].conv.bias, da, s->xz, 2 * D,
+                             w + s->scan[g].conv.weight, w + s->scan[g].conv.bias, g, m->B, m->T, st->P, D, c->d_conv, !first);
+        first = 0;
+    }
+    matmul_backward(dinp, g_ + s->in_proj, NULL, dxz, inp, w + s->in_proj, rows, 2 * D, C);
+}
+
+// ---- One sublayer: out = x + drop * F(LN(x)). In training x is kept and out is new; in evaluation out replaces x.
+// Returns out. Drop path (stochastic depth): SegFormer block j of J drops its branch for a whole frame with probability
+// 0.1 j/(J-1) and scales the kept ones up.
+static float *sublayer_forward(Model *m, const Stage *st, Sublayer *s, float *x) {
+    int C = st->C, frames = m->B * m->T, rows = frames * st->P;
+    size_t mark = m->scratch.used, n = (size_t)rows * C;
+    float p = s->kind == ATTENTION || s->kind == MIX_FFN ? m->drop_path * (float)s->drop_index / (float)max_int(1, m->num_blocks - 1) : 0.0f;
+    s->x = x;
+    s->mean = arena_take(keep(m), (size_t)rows);
+    s->rstd = arena_take(keep(m), (size_t)rows);
+    s->drop = m->training && p > 0.0f ? arena_take(keep(m), (size_t)frames) : NULL;
+    float *out = m->training ? arena_take(&m->kept, n) : x;
+    float *ln = arena_take(&m->scratch, n), *branch = arena_take(&m->scratch, n);
+    if (!m->planning) {
+        if (s->drop) {
+            uint64_t key = rng_key(m->seed, RNG_DROP_PATH, (uint64_t)m->step);
+            for (int f = 0; f < frames; f++)
+                s->drop[f] = rng_uniform(key, (uint64_t)(s - m->sublayers) * 65536u + (uint64_t)f) < p ? 0.0f : 1.0f / (1.0f - p);
+        }
+        layernorm_forward(ln, s->mean, s->rstd, x, m->params + s->norm.weight, m->params + s->norm.bias, rows, C);
+    }
+    switch (s->kind) {
+    case ATTENTION: self_attention_forward(m, st, s, branch, ln); break;
+    case ST_MAMBA: st_mamba_forward(m, st, s, branch, ln); break;
+    default: ffn_forward(m, st, s, branch, ln);
+    }
+    if (!m->planning) residual_forward(out, x, branch, s->drop, frames, (size_t)st->P * C);
+    m->scratch.used = mark;
+    return out;
+}
+
+// dx (rows, C): the gradient of the sublayer's output on entry, of its input on return
+static void sublayer_backward(Model *m, const Stage *st, Sublayer *s, float *dx) {
+    int C = st->C, frames = m->B * m->T, rows = frames * st->P;
+    size_t mark = m->scratch.used, n = (size_t)rows * C;
+    const float *weight = m->params + s->norm.weight, *bias = m->params + s->norm.bias;
+    float *ln = arena_take(&m->scratch, n), *dln = arena_take(&m->scratch, n), *dbranch = dx;
+    if (s->drop) dbranch = arena_take(&m->scratch, n);
+    if (!m->planning) {
+        if (s->drop) residual_backward(dbranch, dx, s->drop, frames, (size_t)st->P * C);
+        layernorm_forward(ln, s->mean, s->rstd, s->x, weight, bias, rows, C);  // again: cheaper than keeping it
+    }
+    switch (s->kind) {
+    case ATTENTION: self_attention_backward(m, st, s, dln, dbranch, ln); break;
+    case ST_MAMBA: st_mamba_backward(m, st, s, dln, dbranch, ln); break;
+    default: ffn_backward(m, st, s, dln, dbranch, ln);
+    }
+    if (!m->planning)
+        layernorm_backward(dx, m->grads + s->norm.weight, m->grads + s->norm.bias, dln, dx, s->x, weight, s->mean, s->rstd, rows, C);
+    m->scratch.used = mark;
+}
+
+// ---- The decoder. As written in the paper: upsample Linear_i(stage_i) to stage 1's grid, concatenate (stage 4 first)
+// and fuse by a 1x1 convolution. Upsampling is linear in space and its weights sum to 1, the two matrices are linear in
+// channels, so they commute:
+//   W_fuse concat(u) = sum_i upsample( (W_fuse,i W_i) stage_i ) + sum_i W_fuse,i b_i,   W_fuse,i the (E, E) block of stage i
+// Folding the two matrices first saves 45 % of the FLOPs of a b3 training step and changes nothing else.
+
+static const float *fuse_block(const Model *m, const float *arena, int i) { return arena + m->fuse + (size_t)(3 - i) * m->config.decoder_dim; }
+
+static void decoder_fold(Model *m) {
+    int E = m->config.decoder_dim;
+    for (int i = 0; i < 4; i++) {
+        const Stage *st = &m->stages[i];
+        matmul(m->folded[i], st->C, fuse_block(m, m->params, i), 4 * E, 0, m->params + st->linear_c.weight, st->C, 0, NULL, E, st->C, E, 0);
+        matmul(m->folded_bias, 1, fuse_block(m, m->params, i), 4 * E, 0, m->params + st->linear_c.bias, 1, 0, NULL, E, 1, E, i > 0);
+    }
+}
+
+// map (n, H1, W1, E) of the n frames from frame f on: batch norm's input
+static void decoder_map(Model *m, float *map, int f, int n) {
+    int E = m->config.decoder_dim;
+    const Stage *s0 = &m->stages[0];
+    size_t mark = m->scratch.used;
+    float *low[4];
+    for (int i = 1; i < 4; i++) low[i] = arena_take(&m->scratch, (size_t)n * m->stages[i].P * E);
+    m->scratch.used = mark;
+    if (m->planning) return;
+    matmul(map, E, s0->out + (size_t)f * s0->P * s0->C, s0->C, 0, m->folded[0], s0->C, 1, m->folded_bias, n * s0->P, E, s0->C, 0);
+    for (int i = 1; i < 4; i++) {
+        const Stage *st = &m->stages[i];
+        matmul(low[i], E, st->out + (size_t)f * st->P * st->C, st->C, 0, m->folded[i], st->C, 1, NULL, n * st->P, E, st->C, 0);
+    }
+    #pragma omp parallel
+    {
+        float *tmp = malloc_floats((size_t)s0->W * E);
+        #pragma omp for schedule(static)
+        for (int row = 0; row < n * s0->H; row++)
+            for (int i = 1; i < 4; i++) {
+                const Stage *st = &m->stages[i];
+                bilinear_row(map + (size_t)row * s0->W * E, tmp, low[i] + (size_t)(row / s0->H) * st->P * E,
+                             st->H, st->W, s0->H, s0->W, E, row % s0->H, 1);
+            }
+        free(tmp);
+    }
+}
+
+// the frame behind row j of the logits
+static int logits_frame(const Model *m, int j) { return m->all_frames ? j : j * m->T + m->T / 2; }
+static int logits_frames(const Model *m) { return m->all_frames ? m->B * m->T : m->B; }
+
+static void decoder_forward(Model *m) {
+    int E = m->config.decoder_dim, frames = m->B * m->T, outputs = logits_frames(m);
+    const Stage *s0 = &m->stages[0];
+    const float *gamma = m->params + m->batch_norm.weight, *beta = m->params + m->batch_norm.bias;
+    size_t frame = (size_t)s0->P * E, rows = (size_t)frames * s0->P;
+    float *running_mean = m->buffers + m->running_mean, *running_var = m->buffers + m->running_var;
+    uint64_t key = rng_key(m->seed, RNG_DROPOUT, (uint64_t)m->step);
+    for (int i = 0; i < 4; i++) m->folded[i] = arena_take(&m->kept, (size_t)E * m->stages[i].C);
+    m->folded_bias = arena_take(&m->kept, (size_t)E);
+    m->bn_mean = arena_take(&m->kept, (size_t)E);
+    m->bn_rstd = arena_take(&m->kept, (size_t)E);
+    m->bn_scale = arena_take(&m->kept, (size_t)E);
+    m->bn_shift = arena_take(&m->kept, (size_t)E);
+    m->low = arena_take(&m->kept, (size_t)outputs * s0->P);
+    m->logits = arena_take(&m->kept, (size_t)outputs * m->H * m->W);
+    m->map = arena_take(&m->kept, m->training ? frames * frame : frame);  // evaluation decodes one frame at a time
+    if (!m->planning) decoder_fold(m);
+    if (m->training) {
+        decoder_map(m, m->map, 0, frames);
+        if (!m->planning) {  // statistics of all frames, though only target frames are supervised
+            float *var = m->bn_rstd;
+            batchnorm_statistics(m->bn_mean, var, m->map, rows, E);
+            for (int e = 0; e < E; e++) {  // the unbiased variance enters the running one
+                running_mean[e] += 0.1f * (m->bn_mean[e] - running_mean[e]);
+                running_var[e] += 0.1f * (var[e] * (float)((double)rows / (double)(rows > 1 ? rows - 1 : 1)) - running_var[e]);
+                m->bn_rstd[e] = 1.0f / sqrtf(var[e] + 1e-5f);
+            }
+            m->batches_tracked++;
+        }
+    } else if (!m->planning) {
+        for (int e = 0; e < E; e++) {
+            m->bn_mean[e] = running_mean[e];
+            m->bn_rstd[e] = 1.0f / sqrtf(running_var[e] + 1e-5f);
+        }
+    }
+    for (int e = 0; e < E && !m->planning; e++) {
+        m->bn_scale[e] = gamma[e] * m->bn_rstd[e];
+        m->bn_shift[e] = beta[e] - m->bn_mean[e] * m->bn_scale[e];
+    }
+    for (int j = 0; j < outputs; j++) {
+        int f = logits_frame(m, j);
+        float *map = m->training ? m->map + f * frame : m->map;
+        if (!m->training) decoder_map(m, map, f, 1);
+        if (m->planning) continue;
+        head_forward(m->low + (size_t)j * s0->P, map, m->bn_scale, m->bn_shift, m->params + m->out_weight, m->params[m->out_bias],
+                     s0->P, E, key, f * frame, m->training ? m->dropout : 0.0f);
+    }
+    if (!m->planning) bilinear_forward(m->logits, m->low, outputs, s0->H, s0->W, m->H, m->W, 1, 0);
+}
+
+// dstage[i] (B*T*P_i, C_i) from dlogits (frames, H, W). With M_i = W_fuse,i W_i and g_i = upsample^T(dmap):
+//   dstage_i = g_i M_i;  dM_i = g_i^T stage_i;  dW_i += W_fuse,i^T dM_i;  dW_fuse,i += dM_i W_i^T
+// dM's companion sum(dmap) is zero: batch norm removes every constant. So the biases b_i get no gradient.
+static void decoder_backward(Model *m, float *const dstage[4], const float *dlogits) {
+    int E = m->config.decoder_dim, frames = m->B * m->T, outputs = logits_frames(m);
+    const Stage *s0 = &m->stages[0];
+    const float *gamma_scale = m->bn_scale, *w_out = m->params + m->out_weight;
+    size_t frame = (size_t)s0->P * E, rows = (size_t)frames * s0->P, mark = m->scratch.used;
+    uint64_t key = rng_key(m->seed, RNG_DROPOUT, (uint64_t)m->step);
+    float *dlow = arena_take(&m->scratch, (size_t)outputs * s0->P), *dgamma = arena_take(&m->scratch, (size_t)E);
+    float *dbeta = arena_take(&m->scratch, (size_t)E), *dfolded = arena_take(&m->scratch, (size_t)E * m->stages[3].C);
+    float *dlow_map = arena_take(&m->scratch, (size_t)frames * m->stages[1].P * E);  // the largest g_i that is not dmap itself
+    m->scratch.used = mark;
+    if (m->planning) return;
+    bilinear_backward(dlow, dlogits, outputs, s0->H, s0->W, m->H, m->W, 1);
+    memset(dgamma, 0, sizeof(float) * (size_t)E);
+    memset(dbeta, 0, sizeof(float) * (size_t)E);
+    for (int j = 0; j < outputs; j++) {
+        int f = logits_frame(m, j);
+        head_backward_params(m->grads + m->out_weight, m->grads + m->out_bias, dgamma, dbeta, dlow + (size_t)j * s0->P, m->map + f * frame,
+                             m->bn_mean, m->bn_rstd, m->bn_scale, m->bn_shift, w_out, s0->P, E, key, f * frame, m->dropout);
+    }
+    for (int f = 0; f < frames; f++) {  // m->map becomes its own gradient
+        const float *dl = m->all_frames ? dlow + (size_t)f * s0->P : f % m->T == m->T / 2 ? dlow + (size_t)(f / m->T) * s0->P : NULL;
+        head_backward_map(m->map + f * frame, dl, dgamma, dbeta, m->bn_mean, m->bn_rstd, gamma_scale, m->bn_shift, w_out,
+                          s0->P, E, (double)rows, key, f * frame, m->dropout);
+    }
+    for (int e = 0; e < E; e++) {
+        m->grads[m->batch_norm.weight + (size_t)e] += dgamma[e];
+        m->grads[m->batch_norm.bias + (size_t)e] += dbeta[e];
+    }
+    for (int i = 0; i < 4; i++) {
+        const Stage *st = &m->stages[i];
+        int C = st->C, n = frames * st->P;
+        float *dmap = m->map;
+        if (i > 0) {
+            bilinear_backward(dlow_map, m->map, frames, st->H, st->W, s0->H, s0->W, E);
+            dmap = dlow_map;
+        }
+        matmul(dstage[i], C, dmap, E, 0, m->folded[i], C, 0, NULL, n, C, E, 0);
+        matmul(dfolded, C, dmap, E, 1, st->out, C, 0, NULL, E, C, n, 0);
+        matmul(m->grads + st->linear_c.weight, C, fuse_block(m, m->params, i), 4 * E, 1, dfolded, C, 0, NULL, E, C, E, 1);
+        matmul(m->grads + m->fuse + (size_t)(3 - i) * E, 4 * E, dfolded, C, 0, m->params + st->linear_c.weight, C, 1, NULL, E, E, C, 1);
+    }
+}
+
+// ---- The whole model. input (B, T, H, W, 3), normalised. Afterwards m->logits (frames, H, W) holds the result.
+static void model_forward(Model *m, const float *input) {
+    int N = m->B * m->T;
+    m->kept.used = m->scratch.used = 0;
+    for (int i = 0; i < 4; i++) {
+        Stage *st = &m->stages[i];
+        int H = i == 0 ? m->H : st[-1].H, W = i == 0 ? m->W : st[-1].W, C_in = i == 0 ? 3 : st[-1].C, rows = N * st->P, C = st->C;
+        const float *w = m->params;
+        st->inp = i == 0 ? NULL : st[-1].out;
+        const float *inp = i == 0 ? input : st->inp;
+        float *x = arena_take(&m->kept, (size_t)rows * C);
+        size_t mark = m->scratch.used;
+        st->embed = arena_take(keep(m), (size_t)rows * C);
+        st->mean = arena_take(keep(m), (size_t)rows);
+        st->rstd = arena_take(keep(m), (size_t)rows);
+        m->scratch.used = mark;
+        if (!m->planning) {
+            conv_forward(st->embed, inp, w + st->patch.weight, w + st->patch.bias, N, H, W, C_in, C, st->kernel, st->stride, st->kernel / 2);
+            layernorm_forward(x, st->mean, st->rstd, st->embed, w + st->patch_norm.weight, w + st->patch_norm.bias, rows, C);
+        }
+        for (int s = 0; s < st->num_sublayers; s++) x = sublayer_forward(m, st, m->sublayers + st->first_sublayer + s, x);
+        st->out = x;
+    }
+    decoder_forward(m);
+}
+
+// From dlogits (frames, H, W) to all parameter gradients (added to m->grads); dinput (B, T, H, W, 3) may be NULL.
+static void model_backward(Model *m, float *dinput, const float *dlogits, const float *input) {
+    int N = m->B * m->T;
+    float *dstage[4];
+    m->scratch.used = 0;
+    for (int i = 0; i < 4; i++) dstage[i] = arena_take(&m->scratch, (size_t)N * m->stages[i].P * m->stages[i].C);
+    decoder_backward(m, dstage, dlogits);
+    for (int i = 3; i >= 0; i--) {
+        const Stage *st = &m->stages[i];
+        int H = i == 0 ? m->H : st[-1].H, W = i == 0 ? m->W : st[-1].W, C_in = i == 0 ? 3 : st[-1].C, rows = N * st->P, C = st->C;
+        const float *w = m->params;
+        size_t mark = m->scratch.used, n = (size_t)N * H * W * C_in;
+        for (int s = st->num_sublayers - 1; s >= 0; s--) sublayer_backward(m, st, m->sublayers + st->first_sublayer + s, dstage[i]);
+        float *dinp = i == 0 ? dinput : arena_take(&m->scratch, n);
+        m->scratch.used = mark;
+        if (m->planning) continue;
+        layernorm_backward(dstage[i], m->grads + st->patch_norm.weight, m->grads + st->patch_norm.bias, dstage[i], NULL, st->embed,
+                           w + st->patch_norm.weight, st->mean, st->rstd, rows, C);
+        conv_backward(dinp, m->grads + st->patch.weight, m->grads + st->patch.bias, dstage[i], i == 0 ? input : st->inp,
+                      w + st->patch.weight, N, H, W, C_in, C, st->kernel, st->stride, st->kernel / 2);
+        if (i > 0) residual_forward(dstage[i - 1], dstage[i - 1], dinp, NULL, N, n / (size_t)N);
+    }
+}
+
+// Sets the sizes of the next batches and makes room for them: a planning pass through forward (and backward) measures
+// the memory. Says what it will take before it takes it, when `verbose`. Fails with one line if the sizes do not fit.
+static void model_plan(Model *m, int B, int T, int H, int W, int training, int all_frames, int verbose) {
+    Arena kept = m->kept, scratch = m->scratch;
+    size_t kept_size, scratch_size;
+    m->B = B, m->T = T, m->H = H, m->W = W, m->training = training, m->all_frames = all_frames;
+    for (int i = 0; i < 4; i++) {
+        Stage *st = &m->stages[i];
+        st->H = conv_size(i == 0 ? H : st[-1].H, st->kernel, st->stride, st->kernel / 2);
+        st->W = conv_size(i == 0 ? W : st[-1].W, st->kernel, st->stride, st->kernel / 2);
+        st->P = st->H * st->W;
+        if (H < 32 || W < 32 || st->H < m->config.reductions[i] || st->W < m->config.reductions[i])
+            fail("frames of %dx%d are too small: height and width must be at least 32; prepare larger ones with --size", H, W);
+        if ((double)B * T * st->P * max_int(4 * st->C, m->config.decoder_dim) > 2e9)
+            fail("%d clips of %d frames of %dx%d are too large for one batch; use a smaller --batch or --frames", B, T, H, W);
+    }
+    memset(&m->kept, 0, sizeof m->kept);
+    memset(&m->scratch, 0, sizeof m->scratch);
+    m->planning = 1;
+    model_forward(m, NULL);
+    kept_size = m->kept.peak;
+    if (training) model_backward(m, NULL, NULL, NULL);
+    scratch_size = m->scratch.peak;
+    m->planning = 0;
+    m->kept = kept;
+    m->scratch = scratch;
+    if (verbose)
+        printf("memory: parameters %.1f MiB%s, activations %.1f MiB, scratch %.1f MiB\n", (double)(m->num_params * sizeof(float)) / 1048576,
+               training ? " (and as much for each of gradients, Adam's m, Adam's v)" : "", (double)kept_size / 1048576, (double)scratch_size / 1048576);
+    arena_reserve(&m->kept, kept_size);
+    arena_reserve(&m->scratch, scratch_size);
+    if (training && m->grads == NULL) {
+        m->grads = (float *)calloc_check(m->num_params, sizeof(float));
+        m->adam_m = (float *)calloc_check(m->num_params, sizeof(float));
+        m->adam_v = (float *)calloc_check(m->num_params, sizeof(float));
+    }
+}
+
+static void model_zero_grad(Model *m) { memset(m->grads, 0, sizeof(float) * m->num_params); }
+
+// One Adam step with the learning rate lr; the paper's betas and epsilon
+static void model_update(Model *m, double lr) {
+    m->step++;
+    adam_update(m->params, m->grads, m->adam_m, m->adam_v, m->num_params, lr, 0.9, 0.999, 1e-8, m->step);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 13 CHECKPOINTS
+//
+// Safetensors files with the released Vivim's key names, so PyTorch loads ours and we load theirs. A file is written
+// under a temporary name and renamed when it is complete: whatever happens, the previous checkpoint stays whole.
+
+static void checkpoint_save(const Model *m, const char *path, int epoch, double dice) {
+    char err[512], epoch_text[16], dice_text[32];
+    const char *keys[] = {"format", "config", "scans", "epoch", "val_dice"};
+    const char *values[] = {"pt", m->config.name, m->config.scans, epoch_text, dice_text};
+    SafeTensorOut *out = (SafeTensorOut *)calloc_check((size_t)m->num_tensors + 1, sizeof(SafeTensorOut));
+    snprintf(epoch_text, sizeof epoch_text, "%d", epoch);
+    snprintf(dice_text, sizeof dice_text, "%.6f", dice);
+    for (int i = 0; i < m->num_tensors; i++) {
+        const Tensor *t = &m->tensors[i];
+        out[i].name = t->name;
+        out[i].dtype = "F32";
+        out[i].ndim = t->ndim;
+        for (int k = 0; k < t->ndim; k++) out[i].shape[k] = t->shape[k];
+        out[i].data = (t->is_buffer ? m->buffers : m->params) + t->offset;
+        out[i].nbytes = t->numel * sizeof(float);
+    }
+    SafeTensorOut *tracked = &out[m->num_tensors];  // a scalar: no dimensions
+    tracked->name = "decoder.batch_norm.num_batches_tracked";
+    tracked->dtype = "I64";
+    tracked->data = &m->batches_tracked;
+    tracked->nbytes = sizeof m->batches_tracked;
+    if (safetensors_write(path, out, m->num_tensors + 1, keys, values, 5, err, sizeof err) != 0) fail("%s", err);
+    free(out);
+}
+
+// Fills the tensors that the file has (with or without the training script's prefix "model.") and says what it did.
+// Tensors that the file lacks keep their values. A tensor of another shape, or no match at all, is an error.
+static void checkpoint_load(Model *m, const char *path) {
+    char err[512], name[112];
+    const char *missing = NULL;
+    int loaded = 0;
+    SafeTensors file;
+    if (safetensors_open(&file, path, err, sizeof err) != 0) fail("%s", err);
+    for (int i = 0; i < m->num_tensors; i++) {
+        const Tensor *t = &m->tensors[i];
+        float *p = (t->is_buffer ? m->buffers : m->params) + t->offset;
+        const SafeTensor *s = safetensors_find(&file, t->name);
+        snprintf(name, sizeof name, "model.%s", t->name);
+        if (s == NULL) s = safetensors_find(&file, name);
+        if (s == NULL) {
+            if (missing == NULL) missing = t->name;
+            continue;
+        }
+        int same = s->ndim == t->ndim;
+        for (int k = 0; same && k < t->ndim; k++) same = s->shape[k] == t->shape[k];
+        if (!same) fail("%s: tensor %s has another shape than config %s needs; choose the --config it was trained with", path, t->name, m->config.name);
+        for (size_t k = 0; k < t->numel; k++) p[k] = (float)safetensors_value(s, k);
+        loaded++;
+    }
+    const SafeTensor *tracked = safetensors_find(&file, "decoder.batch_norm.num_batches_tracked");
+    if (tracked && tracked->numel == 1) m->batches_tracked = (int64_t)safetensors_value(tracked, 0);
+    if (loaded == 0) fail("%s: holds no tensor of a Vivim model; was it made by another program?", path);
+    printf("%s: %d of the model's %d tensors loaded%s%s, %d of the file's not used\n", path, loaded, m->num_tensors,
+           missing ? "; kept as initialised: the others, beginning with " : "", missing ? missing : "",
+           file.count - loaded - (tracked != NULL));
+    safetensors_close(&file);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 14 DATA: CLIPS, AUGMENTATION, BATCHES
+//
+// Every frame of every video is the target of one clip of T frames: its neighbours at offsets -(T/2) .. (T-1)/2, held at
+// the video's ends, so the target stands at index T/2. A still image is a video of one frame.
+
+static const float IMAGE_MEAN[3] = {0.485f, 0.456f, 0.406f}, IMAGE_STD[3] = {0.229f, 0.224f, 0.225f};
+
+static uint8_t clamp_u8(float v) { return v <= 0.0f ? 0 : v >= 255.0f ? 255 : (uint8_t)v; }  // truncates, as PIL does
+static uint8_t luma_u8(const uint8_t *rgb) { return (uint8_t)((rgb[0] * 19595 + rgb[1] * 38470 + rgb[2] * 7471 + 0x8000) >> 16); }
+
+// PIL's ImageEnhance, one after the other, in place: each mixes the image with a duller version of itself by a factor
+// (1 leaves it, 0 gives the dull one, above 1 exaggerates). rgb and tmp (H, W, 3).
+static void colour_jitter(uint8_t *rgb, uint8_t *tmp, int H, int W, float brightness, float contrast, float saturation, float sharpness) {
+    size_t n = (size_t)H * W;
+    double grey_sum = 0.0;
+    for (size_t i = 0; i < 3 * n; i++) rgb[i] = clamp_u8(brightness * rgb[i]);
+    for (size_t i = 0; i < n; i++) grey_sum += luma_u8(rgb + 3 * i);
+    float grey = (float)(int)(grey_sum / (double)n + 0.5);
+    for (size_t i = 0; i < 3 * n; i++) rgb[i] = clamp_u8(grey + contrast * (rgb[i] - grey));
+    for (size_t i = 0; i < n; i++) {
+        float l = luma_u8(rgb + 3 * i);
+        for (int c = 0; c < 3; c++) rgb[3 * i + c] = clamp_u8(l + saturation * (rgb[3 * i + c] - l));
+    }
+    memcpy(tmp, rgb, 3 * n);
+    for (int y = 1; y + 1 < H; y++)  // the dull version is smoothed by [1 1 1; 1 5 1; 1 1 1]/13; the border stays as it is
+        for (int x = 3; x < 3 * (W - 1); x++) {
+            const uint8_t *p = tmp + (size_t)y * 3 * W + x, *up = p - 3 * W, *down = p + 3 * W;
+            int sum = up[-3] + up[0] + up[3] + p[-3] + 5 * p[0] + p[3] + down[-3] + down[0] + down[3];
+            float smooth = (float)((2 * sum + 13) / 26);
+            rgb[(size_t)y * 3 * W + x] = clamp_u8(smooth + sharpness * (p[0] - smooth));
+        }
+}
+
+typedef struct { int flip, jitter; } Augment;  // which augmentations training uses
+
+// One frame of a batch: input (H, W, 3) normalised, mask (H, W) in [0, 1] or NULL. key chooses the augmentation; the
+// clip's flips come from clip_key, the frame's colours from frame_key.
+static void load_frame(float *input, float *mask, uint8_t *buffer, const Shard *shard, int frame, const Augment *augment,
+                       uint64_t clip_key, uint64_t frame_key) {
+    int H = shard->H, W = shard->W, up = 0, left = 0;
+    size_t n = (size_t)H * W;
+    const uint8_t *rgb = shard_frame(shard, frame), *grey = shard->has_masks ? shard_mask(shard, frame) : NULL;
+    if (augment && augment->flip) {  // a rotation by 180 degrees is both flips
+        int turn = rng_uniform(clip_key, 2) < 0.5f;
+        up = (rng_uniform(clip_key, 0) < 0.5f) ^ turn;
+        left = (rng_uniform(clip_key, 1) < 0.5f) ^ turn;
+    }
+    if (augment && augment->jitter) {
+        memcpy(buffer, rgb, 3 * n);
+        colour_jitter(buffer, buffer + 3 * n, H, W, 0.1f * (float)(5 + rng_u32(frame_key, 0) % 11), 0.1f * (float)(5 + rng_u32(frame_key, 1) % 11),
+                      0.1f * (float)(rng_u32(frame_key, 2) % 21), 0.1f * (float)(rng_u32(frame_key, 3) % 31));
+        rgb = buffer;
+    }
+    for (int y = 0; y < H; y++)
+        for (int x = 0; x < W; x++) {
+            size_t from = (size_t)(up ? H - 1 - y : y) * W + (left ? W - 1 - x : x), to = (size_t)y * W + x;
+            for (int c = 0; c < 3; c++) input[3 * to + c] = (rgb[3 * from + c] * (1.0f / 255.0f) - IMAGE_MEAN[c]) / IMAGE_STD[c];
+            if (mask) mask[to] = grey[from] * (1.0f / 255.0f);
+        }
+}
+
+typedef struct {
+    int B, T, H, W;
+    float *input;  // (B, T, H, W, 3)
+    float *mask;   // (B, H, W) of the target frames
+} Batch;
+
+static void batch_init(Batch *b, int B, int T, int H, int W) {
+    b->B = B, b->T = T, b->H = H, b->W = W;
+    b->input = malloc_floats((size_t)B * T * H * W * 3);
+    b->mask = malloc_floats((size_t)B * H * W);
+}
+
+static void batch_free(Batch *b) {
+    free(b->input);
+    free(b->mask);
+}
+
+// Fills the first n clips of the batch with those whose target frames (counted over the whole shard) are targets[0..n).
+// augment NULL: none. key makes each step's augmentation different.
+static void batch_load(Batch *b, const Shard *shard, const int *targets, int n, const Augment *augment, uint64_t key) {
+    size_t pixels = (size_t)b->H * b->W;
+    #pragma omp parallel
+    {
+        uint8_t *buffer = (uint8_t *)malloc_check(6 * pixels);
+        #pragma omp for schedule(static)
+        for (int k = 0; k < n * b->T; k++) {
+            int clip = k / b->T, t = k % b->T, video = shard_video_of_frame(shard, targets[clip]);
+            int frame = targets[clip] + t - b->T / 2;
+            frame = max_int(shard->first_frame[video], min_int(shard->first_frame[video + 1] - 1, frame));
+            load_frame(b->input + (size_t)k * pixels * 3, t == b->T / 2 && shard->has_masks ? b->mask + (size_t)clip * pixels : NULL,
+                       buffer, shard, frame, augment, rng_key(key, RNG_AUGMENT, (uint64_t)clip), rng_key(key, RNG_AUGMENT, (uint64_t)(b->B + k)));
+        }
+        free(buffer);
+    }
+}
+
+// A permutation of 0..n-1 that depends on seed and epoch only (Fisher and Yates)
+static void shuffle(int *order, int n, uint64_t seed, int epoch) {
+    uint64_t key = rng_key(seed, RNG_SHUFFLE, (uint64_t)epoch);
+    for (int i = 0; i < n; i++) order[i] = i;
+    for (int i = n - 1; i > 0; i--) {
+        int j = (int)(rng_u32(key, (uint64_t)i) % (uint32_t)(i + 1)), swap = order[i];
+        order[i] = order[j];
+        order[j] = swap;
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 15 METRICS
+//
+// The ultrasound protocol: threshold p > 0.5 (logit > 0) against mask > 0.5, each measure per frame, then the mean over
+// frames. A measure without denominator is 0, as in the released code: so a frame that is empty in both counts as 0.
+
+typedef struct {
+    double loss, dice, jaccard, precision, recall;
+    int frames, empty;  // empty: frames without any object pixel, predicted or true
+} Metrics;
+
+static double ratio(double a, double b) { return b > 0.0 ? a / b : 0.0; }
+
+static void metrics_add(Metrics *s, const float *logits, const float *mask, size_t n) {
+    double tp = 0, predicted = 0, real = 0;
+    for (size_t i = 0; i < n; i++) {
+        int p = logits[i] > 0.0f, g = mask[i] > 0.5f;
+        tp += p & g;
+        predicted += p;
+        real += g;
+    }
+    s->dice += ratio(2 * tp, predicted + real);
+    s->jaccard += ratio(tp, predicted + real - tp);
+    s->precision += ratio(tp, predicted);
+    s->recall += ratio(tp, real);
+    s->empty += predicted + real == 0;
+    s->frames++;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 16 OPTIONS, TRAIN, EVALUATE, BENCH, MAIN
+
+typedef struct {
+    const char *config, *scans, *train, *val, *out, *init, *bce, *dt_init;
+    int size, frames, batch, epochs, seed, eval_every, flip, jitter, threads, bench, help;
+    double lr, drop_path, dropout;
+} Options;
+
+// One table gives parsing, defaults, limits, --help and the head of the log.
+typedef struct {
+    const char *name, *fallback, *help;
+    char kind;  // 's' text, 'i' whole number, 'd' number, 'f' flag without a value
+    double low, high;
+    size_t field;
+} Option;
+
+static const Option OPTIONS[] = {
+    {"config", "tiny", "size of the model: tiny, b0, b1, b2, b3 (the paper's), b4, b5", 's', 0, 0, offsetof(Options, config)},
+    {"scans", "fbs", "directions of ST-Mamba: fbs (C3), fb (C2), f (C1), s (C4), none (no Mamba layers)", 's', 0, 0, offsetof(Options, scans)},
+    {"train", "data/phantom_train.bin", "shard to train on", 's', 0, 0, offsetof(Options, train)},
+    {"val", "data/phantom_val.bin", "shard to validate on, of videos that are not in the other", 's', 0, 0, offsetof(Options, val)},
+    {"out", "out", "directory for checkpoints, log and pictures", 's', 0, 0, offsetof(Options, out)},
+    {"init", "", "checkpoint to start from (safetensors, released key names)", 's', 0, 0, offsetof(Options, init)},
+    {"size", "0", "height and width the frames must have; 0: whatever the shard has", 'i', 0, 16384, offsetof(Options, size)},
+    {"frames", "5", "frames of a clip (T); the middle one is the target", 'i', 1, 4096, offsetof(Options, frames)},
+    {"batch", "4", "clips of a batch", 'i', 1, 4096, offsetof(Options, batch)},
+    {"epochs", "12", "passes over the training shard", 'i', 1, 100000, offsetof(Options, epochs)},
+    {"lr", "0.002", "Adam's learning rate; falls to 1 % along a cosine", 'd', 1e-9, 1, offsetof(Options, lr)},
+    {"bce", "plain", "cross-entropy of the loss: plain (mean over pixels) or weighted (near edges)", 's', 0, 0, offsetof(Options, bce)},
+    {"dt-init", "mamba", "initial step sizes of the scans: mamba or vivim (the released code's)", 's', 0, 0, offsetof(Options, dt_init)},
+    {"drop-path", "0.1", "highest probability to drop a SegFormer branch", 'd', 0, 0.9, offsetof(Options, drop_path)},
+    {"dropout", "0.1", "dropout before the last layer", 'd', 0, 0.9, offsetof(Options, dropout)},
+    {"flip", "1", "augmentation by flips: 1 on, 0 off", 'i', 0, 1, offsetof(Options, flip)},
+    {"jitter", "1", "augmentation by brightness, contrast, saturation, sharpness: 1 on, 0 off", 'i', 0, 1, offsetof(Options, jitter)},
+    {"eval-every", "1", "epochs between validations", 'i', 1, 100000, offsetof(Options, eval_every)},
+    {"seed", "1", "of all random numbers", 'i', 0, 2147483647, offsetof(Options, seed)},
+    {"threads", "0", "0: as many as OpenMP chooses; results do not depend on it", 'i', 0, 1024, offsetof(Options, threads)},
+    {"bench", "", "time one clip (--frames, --size 256 unless given): forward and training step", 'f', 0, 0, offsetof(Options, bench)},
+    {"help", "", "this list", 'f', 0, 0, offsetof(Options, help)},
+};
+enum { NUM_OPTIONS = sizeof OPTIONS / sizeof OPTIONS[0] };
+
+static void option_set(Options *o, const Option *option, const char *value) {
+    char *end, *field = (char *)o + option->field;
+    if (option->kind == 'f') {
+        *(int *)(void *)field = value[0] != '\0';
+    } else if (option->kind == 's') {
+        *(const char **)(void *)field = value;
+    } else {
+        errno = 0;
+        double number = strtod(value, &end);
+        if (end == value || *end != '\0' || errno || !(number >= option->low && number <= option->high) ||
+            (option->kind == 'i' && number != floor(number)))
+            fail("--%s %s: wants a %s from %g to %g", option->name, value, option->kind == 'i' ? "whole number" : "number", option->low, option->high);
+        if (option->kind == 'i') *(int *)(void *)field = (int)number;
+        else *(double *)(void *)field = number;
+    }
+}
+
+static void options_parse(Options *o, int argc, char **argv) {
+    for (int i = 0; i < NUM_OPTIONS; i++) option_set(o, &OPTIONS[i], OPTIONS[i].fallback);
+    for (int a = 1; a < argc; a++) {
+        const Option *option = NULL;
+        for (int i = 0; i < NUM_OPTIONS; i++)
+            if (strncmp(argv[a], "--", 2) == 0 && strcmp(argv[a] + 2, OPTIONS[i].name) == 0) option = &OPTIONS[i];
+        if (option == NULL) fail("%s: no such option; --help lists them", argv[a]);
+        if (option->kind == 'f') {
+            option_set(o, option, "1");
+        } else {
+            if (a + 1 == argc) fail("%s: a value must follow", argv[a]);
+            option_set(o, option, argv[++a]);
+        }
+    }
+}
+
+static void options_help(void) {
+    printf("usage: train_vivim [--option value ...]\n\nTrains Vivim, a video vision Mamba, to segment videos. Without options: a tiny model on synthetic clips.\n\n");
+    for (int i = 0; i < NUM_OPTIONS; i++) {
+        printf("  --%-11s %s", OPTIONS[i].name, OPTIONS[i].help);
+        if (OPTIONS[i].fallback[0]) printf(" [%s]", OPTIONS[i].fallback);
+        printf("\n");
+    }
+}
+
+static void options_print(FILE *f, const Options *o) {
+    for (int i = 0; i < NUM_OPTIONS; i++) {
+        const char *field = (const char *)o + OPTIONS[i].field;
+        if (OPTIONS[i].kind == 's') fprintf(f, "# --%s %s\n", OPTIONS[i].name, *(const char *const *)(const void *)field);
+        if (OPTIONS[i].kind == 'i') fprintf(f, "# --%s %d\n", OPTIONS[i].name, *(const int *)(const void *)field);
+        if (OPTIONS[i].kind == 'd') fprintf(f, "# --%s %g\n", OPTIONS[i].name, *(const double *)(const void *)field);
+    }
+}
+
+static Config options_config(const Options *o) {
+    Config config;
+    int known = (int)(sizeof CONFIGS / sizeof CONFIGS[0]), i = 0;
+    while (i < known && strcmp(CONFIGS[i].name, o->config) != 0) i++;
+    if (i == known) fail("--config %s: no such size; there are tiny, b0, b1, b2, b3, b4, b5", o->config);
+    config = CONFIGS[i];
+    if (strcmp(o->scans, "none") == 0) {  // the ablation "basic"
+        memset(config.mamba_depths, 0, sizeof config.mamba_depths);
+        strcpy(config.scans, "");
+    } else if (strcmp(o->scans, "fbs") && strcmp(o->scans, "fb") && strcmp(o->scans, "f") && strcmp(o->scans, "s")) {
+        fail("--scans %s: must be fbs, fb, f, s or none", o->scans);
+    } else {
+        strcpy(config.scans, o->scans);
+    }
+    if (strcmp(o->bce, "plain") && strcmp(o->bce, "weighted")) fail("--bce %s: must be plain or weighted", o->bce);
+    if (strcmp(o->dt_init, "mamba") && strcmp(o->dt_init, "vivim")) fail("--dt-init %s: must be mamba or vivim", o->dt_init);
+    config.plain_dt = strcmp(o->dt_init, "vivim") == 0;
+    return config;
+}
+
+static void model_from_options(Model *m, const Options *o) {
+    Config config = options_config(o);
+    model_init(m, &config, (uint64_t)o->seed);
+    m->drop_path = (float)o->drop_path;
+    m->dropout = (float)o->dropout;
+    m->weighted_bce = strcmp(o->bce, "weighted") == 0;
+    if (o->init[0]) checkpoint_load(m, o->init);
+}
+
+static void open_shard(Shard *shard, const char *path, const Options *o) {
+    char err[512];
+    if (shard_open(shard, path, err, sizeof err) != 0)
+        fail("%s%s", err, strncmp(path, "data/phantom_", 13) == 0 ? " (`make data` writes the synthetic shards)" : "");
+    if (!shard->has_masks) fail("%s: has no masks to learn from or compare with; give prepro/frames a folder of masks", path);
+    if (shard->H < 32 || shard->W < 32) fail("%s: frames of %dx%d are too small; prepare them with prepro/frames --size 32 or more", path, shard->H, shard->W);
+    if (o->size && (shard->H != o->size || shard->W != o->size))
+        fail("%s: frames are %dx%d, not %dx%d as --size says; prepare them with prepro/frames --size %d", path, shard->H, shard->W, o->size, o->size, o->size);
+}
+
+// One training step on a loaded batch; returns the loss. Nothing is updated when the loss is not finite.
+static double train_step(Model *m, const Batch *batch, double lr) {
+    size_t pixels = (size_t)m->B * m->H * m->W;
+    model_forward(m, batch->input);
+    float *weight = malloc_floats(pixels), *dlogits = malloc_floats(pixels);
+    double *sums = (double *)malloc_check(sizeof(double) * 3 * (size_t)m->B);
+    double loss = segloss_forward(weight, sums, m->logits, batch->mask, m->B, m->H, m->W, m->weighted_bce);
+    if (isfinite(loss)) {
+        segloss_backward(dlogits, weight, sums, m->logits, batch->mask, m->B, m->H, m->W, m->weighted_bce);
+        model_zero_grad(m);
+        model_backward(m, NULL, dlogits, batch->input);
+        model_update(m, lr);
+    }
+    free(sums);
+    free(dlogits);
+    free(weight);
+    return loss;
+}
+
+// Every frame of the shard as the target of its own clip, in evaluation mode
+static Metrics evaluate(Model *m, const Shard *shard, int B, int T) {
+    Metrics total = {0, 0, 0, 0, 0, 0, 0};
+    Batch batch;
+    size_t pixels = (size_t)shard->H * shard->W;
+    float *weight = malloc_floats((size_t)B * pixels);
+    double *sums = (double *)malloc_check(sizeof(double) * 3 * (size_t)B);
+    int *targets = (int *)malloc_check(sizeof(int) * (size_t)B);
+    batch_init(&batch, B, T, shard->H, shard->W);
+    for (int f = 0; f < shard->frames; f += B) {
+        int n = min_int(B, shard->frames - f);
+        for (int k = 0; k < n; k++) targets[k] = f + k;
+        model_plan(m, n, T, shard->H, shard->W, 0, 0, 0);
+        batch_load(&batch, shard, targets, n, NULL, 0);
+        model_forward(m, batch.input);
+        total.loss += n * segloss_forward(weight, sums, m->logits, batch.mask, n, shard->H, shard->W, m->weighted_bce);
+        for (int k = 0; k < n; k++) metrics_add(&total, m->logits + (size_t)k * pixels, batch.mask + (size_t)k * pixels, pixels);
+    }
+    total.loss /= total.frames;
+    total.dice /= total.frames;
+    total.jaccard /= total.frames;
+    total.precision /= total.frames;
+    total.recall /= total.frames;
+    batch_free(&batch);
+    free(targets);
+    free(sums);
+    free(weight);
+    return total;
+}
+
+// A contact sheet, path: the middle frame of the first 16 videos, the true outline in green, the predicted one in red
+// (yellow where they agree).
+static void write_pictures(Model *m, const Shard *shard, int T, const char *path) {
+    int videos = min_int(16, shard->videos), columns = min_int(4, videos), rows = ceil_div(videos, columns), H = shard->H, W = shard->W;
+    int zoom = max_int(1, 256 / max_int(H, W)), SW = columns * W * zoom, SH = rows * H * zoom;
+    uint8_t *sheet = (uint8_t *)calloc_check((size_t)SH * SW, 3);
+    char err[512];
+    Batch batch;
+    batch_init(&batch, 1, T, H, W);
+    model_plan(m, 1, T, H, W, 0, 0, 0);
+    for (int v = 0; v < videos; v++) {
+        int frame = (shard->first_frame[v] + shard->first_frame[v + 1]) / 2;
+        const uint8_t *rgb = shard_frame(shard, frame);
+        batch_load(&batch, shard, &frame, 1, NULL, 0);
+        model_forward(m, batch.input);
+        for (int y = 0; y < H * zoom; y++)
+            for (int x = 0; x < W * zoom; x++) {
+                size_t p = (size_t)(y / zoom) * W + x / zoom;
+                uint8_t *to = sheet + ((size_t)(v / columns * H * zoom + y) * SW + (size_t)(v % columns * W * zoom + x)) * 3;
+                int outline[2] = {0, 0};
+                for (int d = 0; d < 2; d++) {  // an outline pixel is inside, and its right or lower neighbour is not, or the reverse
+                    int yn = min_int((y + (d == 0)) / zoom, H - 1), xn = min_int((x + (d == 1)) / zoom, W - 1);
+                    size_t q = (size_t)yn * W + xn;
+                    outline[0] |= (m->logits[p] > 0.0f) != (m->logits[q] > 0.0f);
+                    outline[1] |= (batch.mask[p] > 0.5f) != (batch.mask[q] > 0.5f);
+                }
+                for (int c = 0; c < 3; c++) to[c] = rgb[3 * p + c];
+                if (outline[0] || outline[1]) to[0] = outline[0] ? 255 : 0, to[1] = outline[1] ? 255 : 0, to[2] = 0;
+            }
+    }
+    if (png_write(path, sheet, SW, SH, err, sizeof err) != 0) fail("%s", err);
+    batch_free(&batch);
+    free(sheet);
+}
+
+// Cosine from lr at epoch 0 to 1 % of it at the last one
+static double cosine_lr(double lr, int epoch, int epochs) {
+    return 0.01 * lr + 0.99 * lr * 0.5 * (1.0 + cos(3.14159265358979323846 * epoch / epochs));
+}
+
+static volatile sig_atomic_t stop_requested = 0;
+static void request_stop(int number) { stop_requested = number; }
+
+static void train(const Options *o) {
+    Model model, *m = &model;
+    Shard training, validation;
+    Batch batch;
+    Augment augment;
+    char best_path[4096], last_path[4096], log_path[4096], picture_path[4096];
+    double start = seconds(), best = -1.0, clips_done = 0, train_seconds = 0;
+    int best_epoch = 0, tty = isatty(STDOUT_FILENO);
+
+    open_shard(&training, o->train, o);
+    open_shard(&validation, o->val, o);
+    int H = training.H, W = training.W, T = o->frames, B = o->batch, steps = training.frames / B;
+    if (B > training.frames) fail("--batch %d: is larger than the training set, %s has %d frames; use a smaller --batch", B, o->train, training.frames);
+    if (validation.H != H || validation.W != W)
+        fail("%s: frames are %dx%d, those of %s %dx%d; prepare both with the same --size", o->val, validation.H, validation.W, o->train, H, W);
+    if (mkdir(o->out, 0777) != 0 && errno != EEXIST) fail("%s: cannot make this directory: %s; choose another --out", o->out, strerror(errno));
+    snprintf(best_path, sizeof best_path, "%s/best.safetensors", o->out);
+    snprintf(last_path, sizeof last_path, "%s/last.safetensors", o->out);
+    snprintf(log_path, sizeof log_path, "%s/log.txt", o->out);
+    snprintf(picture_path, sizeof picture_path, "%s/predictions.png", o->out);
+    FILE *log = fopen(log_path, "w");
+    if (log == NULL) fail("%s: cannot write: %s; choose another --out", log_path, strerror(errno));
+    options_print(log, o);
+
+    model_from_options(m, o);
+    augment.flip = o->flip;
+    augment.jitter = o->jitter;
+    printf("%s: %d videos, %d frames; %s: %d videos, %d frames; %dx%d\n", o->train, training.videos, training.frames, o->val,
+           validation.videos, validation.frames, H, W);
+    printf("config %s, scans %s: %.2f M parameters; %d clips of %d frames a batch, %d steps an epoch\n", m->config.name, o->scans,
+           (double)m->num_params / 1e6, B, T, steps);
+    model_plan(m, B, T, H, W, 1, 0, 1);
+    batch_init(&batch, B, T, H, W);
+    int *order = (int *)malloc_check(sizeof(int) * (size_t)training.frames);
+    fprintf(log, "# parameters %zu\n# train: epoch step lr loss\n# val: epoch loss dice jaccard precision recall empty_frames\n", m->num_params);
+
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = request_stop;
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+
+    for (int epoch = 0; epoch < o->epochs; epoch++) {
+        double lr = cosine_lr(o->lr, epoch, o->epochs), loss_sum = 0, epoch_start = seconds(), shown = epoch_start;
+        shuffle(order, training.frames, m->seed, epoch);
+        model_plan(m, B, T, H, W, 1, 0, 0);
+        for (int step = 0; step < steps; step++) {
+            batch_load(&batch, &training, order + (size_t)step * B, B, &augment, rng_key(m->seed, RNG_AUGMENT, (uint64_t)m->step));
+            double loss = train_step(m, &batch, lr);
+            if (!isfinite(loss)) {
+                fflush(log);
+                fail("step %lld (epoch %d): the loss is not a number; nothing was saved since, the last good checkpoint is %s; try a smaller --lr",
+                     (long long)m->step + 1, epoch + 1, epoch ? last_path : "none yet");
+            }
+            loss_sum += loss;
+            clips_done += B;
+            fprintf(log, "train %d %lld %.8g %.6f\n", epoch + 1, (long long)m->step, lr, loss);
+            if (stop_requested) {
+                checkpoint_save(m, last_path, epoch + 1, best);
+                fclose(log);
+                printf("\nstopped by a signal after step %lld of epoch %d; saved %s\n", (long long)m->step, epoch + 1, last_path);
+                exit(130);
+            }
+            if ((tty && seconds() - shown > 0.2) || seconds() - shown > 30.0) {
+                double speed = (double)(step + 1) * B / (seconds() - epoch_start);
+                printf("%sepoch %d/%d  step %d/%d  loss %.4f  %.1f clips/s%s", tty ? "\r" : "", epoch + 1, o->epochs, step + 1, steps,
+                       loss_sum / (step + 1), speed, tty ? "\033[K" : "\n");
+                fflush(stdout);
+                shown = seconds();
+            }
+        }
+        train_seconds += seconds() - epoch_start;
+        printf("%sepoch %3d/%d  lr %.2e  loss %.4f", tty ? "\r\033[K" : "", epoch + 1, o->epochs, lr, loss_sum / steps);
+        if ((epoch + 1) % o->eval_every == 0 || epoch + 1 == o->epochs) {
+            fflush(stdout);
+            Metrics v = evaluate(m, &validation, B, T);
+            fprintf(log, "val %d %.6f %.6f %.6f %.6f %.6f %d\n", epoch + 1, v.loss, v.dice, v.jaccard, v.precision, v.recall, v.empty);
+            printf("  val loss %.4f  Dice %.4f  Jaccard %.4f", v.loss, v.dice, v.jaccard);
+            if (v.dice > best) {
+                best = v.dice;
+                best_epoch = epoch + 1;
+                checkpoint_save(m, best_path, best_epoch, best);
+            }
+        }
+        checkpoint_save(m, last_path, epoch + 1, best);
+        if (fflush(log) != 0 || ferror(log)) fail("%s: cannot write: %s; free some space", log_path, strerror(errno));
+        double elapsed = seconds() - start;
+        printf("  %.1f clips/s  %.0f s, about %.0f s left\n", clips_done / train_seconds, elapsed, elapsed / (epoch + 1) * (o->epochs - epoch - 1));
+        fflush(stdout);
+    }
+    checkpoint_load(m, best_path);
+    write_pictures(m, &validation, T, picture_path);
+    printf("wrote %s, %s, %s (true outline green, predicted red)\n", best_path, log_path, picture_path);
+    printf("best val Dice %.4f at epoch %d, total %.0f s\n", best, best_epoch, seconds() - start);
+    fclose(log);
+    batch_free(&batch);
+    free(order);
+    model_free(m);
+    shard_close(&training);
+    shard_close(&validation);
+}
+
+// Floating point operations of a forward pass as planned (2 per multiply-add), the decoder folded; a training step takes
+// three times as many: each product has one product for its input's and one for its weight's gradient.
+static double model_flops(const Model *m) {
+    const Config *c = &m->config;
+    double flops = 0, frames = (double)m->B * m->T, E = c->decoder_dim;
+    for (int i = 0; i < 4; i++) {
+        const Stage *st = &m->stages[i];
+        int s = c->reductions[i], Pk = (st->H / s) * (st->W / s), R = dt_rank(st->C), N = c->d_state;
+        double rows = frames * st->P, rows_k = frames * Pk, C = st->C, D = c->expand * C, scans = (double)strlen(c->scans);
+        double ffn = 2 * rows * (8 * C * C);
+        flops += 2 * rows * C * (i == 0 ? 3 : c->dims[i - 1]) * st->kernel * st->kernel;
+        flops += c->depths[i] * (2 * C * C * (2 * rows + 2 * rows_k + (s > 1 ? rows_k * s * s : 0)) + 4 * rows * Pk * C + ffn + 2 * rows * 4 * C * 9);
+        flops += c->mamba_depths[i] * (2 * rows * 3 * C * D + scans * 2 * rows * D * (c->d_conv + R + 2 * N + R + 3 * N) + ffn + 2 * rows * 4 * C * 27);
+        flops += 2 * rows * C * E + 2 * E * E * C + (i > 0 ? 3 * 2 * frames * m->stages[0].P * E : 4 * rows * E);
+    }
+    return flops;
+}
+
+static int compare_doubles(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double peak_mb(void) {
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return (double)usage.ru_maxrss / 1024.0;
+}
+
+// Times one clip: forward in evaluation mode with the logits of all frames, then a whole training step
+static void bench(const Options *o) {
+    enum { RUNS = 9 };
+    Model model, *m = &model;
+    Batch batch;
+    int size = o->size ? o->size : 256, T = o->frames, threads = 1;
+    double times[RUNS], forward_ms, step_ms, forward_mb, step_mb;
+#ifdef _OPENMP
+    threads = omp_get_max_threads();
+#endif
+    model_from_options(m, o);
+    batch_init(&batch, 1, T, size, size);
+    for (size_t i = 0; i < (size_t)T * size * size * 3; i++) batch.input[i] = 4.0f * rng_uniform(1, i) - 2.0f;
+    for (size_t i = 0; i < (size_t)size * size; i++) batch.mask[i] = i % (size_t)size > (size_t)size / 2 ? 1.0f : 0.0f;
+    printf("%s, one clip of %d frames of %dx%d, %d threads, medians of %d\n", m->config.name, T, size, size, threads, RUNS);
+    model_plan(m, 1, T, size, size, 0, 1, 1);
+    model_forward(m, batch.input);
+    for (int i = 0; i < RUNS; i++) {
+        times[i] = seconds();
+        model_forward(m, batch.input);
+        times[i] = seconds() - times[i];
+    }
+    qsort(times, RUNS, sizeof times[0], compare_doubles);
+    forward_ms = 1e3 * times[RUNS / 2];
+    forward_mb = peak_mb();
+    double gflop = model_flops(m) / 1e9;
+    printf("forward, evaluation   %9.1f ms  %7.1f GFLOP  %6.1f GFLOP/s  peak %.0f MB\n", forward_ms, gflop, gflop / forward_ms * 1e3, forward_mb);
+    fflush(stdout);
+    model_plan(m, 1, T, size, size, 1, 0, 1);
+    train_step(m, &batch, 1e-4);
+    for (int i = 0; i < RUNS; i++) {
+        times[i] = seconds();
+        train_step(m, &batch, 1e-4);
+        times[i] = seconds() - times[i];
+    }
+    qsort(times, RUNS, sizeof times[0], compare_doubles);
+    step_ms = 1e3 * times[RUNS / 2];
+    step_mb = peak_mb();
+    printf("training step         %9.1f ms  %7.1f GFLOP  %6.1f GFLOP/s  peak %.0f MB\n", step_ms, 3 * gflop, 3 * gflop / step_ms * 1e3, step_mb);
+    printf("{\"config\": \"%s\", \"threads\": %d, \"forward_ms\": %.2f, \"step_ms\": %.2f, \"forward_peak_mb\": %.0f, \"step_peak_mb\": %.0f}\n",
+           m->config.name, threads, forward_ms, step_ms, forward_mb, step_mb);
+    batch_free(&batch);
+    model_free(m);
+}
+
+#ifndef VIVIM_NO_MAIN
+int main(int argc, char **argv) {
+    Options options;
+    options_parse(&options, argc, argv);
+    if (options.help) {
+        options_help();
+        return 0;
+    }
+#ifdef __GLIBC__
+    // Layers take and give back workspace at every call: let malloc reuse it instead of returning it to the system,
+    // which would clear the pages each time.
+    mallopt(M_MMAP_THRESHOLD, 1 << 30);
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
+#endif
+#ifdef _OPENMP
+    if (options.threads) omp_set_num_threads(options.threads);
+#endif
+    if (options.bench) bench(&options);
+    else train(&options);
+    return 0;
+}
+#endif
