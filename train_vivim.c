@@ -59,6 +59,7 @@ CONVENTIONS
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#include "prepro/overlay.h"
 #include "prepro/png.h"
 #include "prepro/safetensors.h"
 #include "prepro/shard.h"
@@ -72,17 +73,18 @@ CONVENTIONS
 #if defined(__GNUC__) || defined(__clang__)
 #define RESTRICT __restrict
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
-#define PREFETCH_READ(address) __builtin_prefetch(address, 0, 2)
+#define PREFETCH(address) __builtin_prefetch(address, 0, 2)
 #define PREFETCH_WRITE(address) __builtin_prefetch(address, 1)
 #define PRINTF_LIKE(text, first) __attribute__((format(printf, text, first)))
 #else
 #define RESTRICT
 #define ALWAYS_INLINE static inline
-#define PREFETCH_READ(address) ((void)0)
+#define PREFETCH(address) ((void)0)
 #define PREFETCH_WRITE(address) ((void)0)
 #define PRINTF_LIKE(text, first)
 #endif
-#if defined(__clang__)  // unroll the next loop completely (its trip count is a constant)
+#if defined(__clang__)  // unroll the next loop completely if its trip count is a constant
+#pragma clang diagnostic ignored "-Wpass-failed"  // "loop not unrolled": true of the instances with run-time sizes, expected
 #define UNROLL _Pragma("clang loop unroll(full)")
 #elif defined(__GNUC__)
 #define UNROLL _Pragma("GCC unroll 16")
@@ -111,16 +113,15 @@ static void out_of_memory(double bytes) {
     fail("out of memory: %.1f MiB more were wanted; use a smaller --batch, --frames, --size or --config", bytes / 1048576);
 }
 
+// memory that starts on a cache line; free() gives it back
 static void *malloc_check(size_t bytes) {
-    void *p = malloc(bytes ? bytes : 1);
+    void *p = aligned_alloc(64, (bytes + 64) / 64 * 64);
     if (p == NULL) out_of_memory((double)bytes);
     return p;
 }
 
 static void *calloc_check(size_t count, size_t size) {
-    void *p = calloc(count ? count : 1, size);
-    if (p == NULL) out_of_memory((double)count * (double)size);
-    return p;
+    return memset(malloc_check(count * size), 0, count * size);
 }
 
 static float *malloc_floats(size_t n) { return (float *)malloc_check(n * sizeof(float)); }
@@ -215,45 +216,41 @@ static inline float exp_simd(float x) { return exp(x); }
 static inline float log1p_simd(float u) { return log1p(u); }
 static inline float normal_cdf_simd(float x) { return 0.5 * erfc(-x * 0.70710678118654752440); }
 #else
-// 2^x = 2^k 2^f with k = round(x), |f| <= 1/2: a degree-6 polynomial (relative error 2e-9 before rounding) times 2^k,
-// which is k put into the exponent bits. Adding 1.5*2^23 rounds to an integer and leaves it in the low mantissa bits.
+// 2^x for x <= 127, relative error 1.7e-7. With k the nearest integer, 2^x = 2^k 2^f, |f| <= 1/2. Adding 1.5*2^23 rounds x
+// to an integer and leaves k in the low bits of the sum; 2^f is a minimax polynomial; k is added to its exponent bits.
 static inline float exp2_simd(float x) {
-    union { float f; uint32_t u; } magic, scale;
-    float f, p;
+    union { float f; uint32_t bits; } shifted, power;
     x = x < -126.0f ? -126.0f : x;  // written so that NaN passes
-    x = x > 128.0f ? 128.0f : x;    // 2^128 = inf
-    magic.f = x + 12582912.0f;
-    f = x - (magic.f - 12582912.0f);
-    p = 1.534580746e-04f;
-    p = p * f + 1.339993118e-03f;
-    p = p * f + 9.618488974e-03f;
-    p = p * f + 5.550328777e-02f;
-    p = p * f + 2.402264689e-01f;
-    p = p * f + 6.931472057e-01f;
-    p = p * f + 1.0f;
-    scale.u = (magic.u + 127u) << 23;
-    return p * scale.f;
+    shifted.f = x + 12582912.0f;
+    float f = x - (shifted.f - 12582912.0f);
+    float p = 1.3264727e-3f;
+    p = p * f + 9.6715127e-3f;
+    p = p * f + 5.5507337e-2f;
+    p = p * f + 2.4022242e-1f;
+    p = p * f + 6.9314698e-1f;
+    power.f = p * f + 1.0f;
+    power.bits += shifted.bits << 23;
+    return power.f;
 }
 
-// e^x = 2^k e^f with f = x - k ln 2, ln 2 in two parts so that f keeps all its digits
+// e^x = 2^k e^f with f = x - k ln 2, ln 2 in two parts so that f keeps all its digits. x is held within +-60, beyond which
+// sigmoid, softmax, softplus and the normal density are constant in float32: no overflow, and no (slow) denormals.
 static inline float exp_simd(float x) {
-    union { float f; uint32_t u; } magic, scale;
-    float k, f, p;
-    x = x < -87.33f ? -87.33f : x;
-    x = x > 88.8f ? 88.8f : x;
-    magic.f = x * 1.44269504f + 12582912.0f;
-    k = magic.f - 12582912.0f;
-    f = x - k * 0.693359375f;
+    union { float f; uint32_t bits; } shifted, power;
+    x = x < -60.0f ? -60.0f : x;
+    x = x > 60.0f ? 60.0f : x;
+    shifted.f = x * 1.44269504f + 12582912.0f;
+    float k = shifted.f - 12582912.0f, f = x - k * 0.693359375f;
     f = f + k * 2.12194440e-4f;
-    p = 1.383684195e-03f;
+    float p = 1.383684195e-03f;
     p = p * f + 8.374815782e-03f;
     p = p * f + 4.166822564e-02f;
     p = p * f + 1.666642017e-01f;
     p = p * f + 4.999999208e-01f;
     p = p * f + 1.0f;
-    p = p * f + 1.0f;
-    scale.u = (magic.u + 127u) << 23;
-    return p * scale.f;
+    power.f = p * f + 1.0f;
+    power.bits += shifted.bits << 23;
+    return power.f;
 }
 
 // log(1 + u) for 0 <= u <= 1, relative error 5e-9 before rounding
@@ -272,10 +269,10 @@ static inline float log1p_simd(float u) {
 }
 
 // P(X <= x) of a standard normal = 1 - erfc(x/sqrt 2)/2. For a = |x| the tail is erfc(a/sqrt 2) = 2^(-a Q(a)) with a
-// smooth Q, fitted so that the result is within 2e-8; a Q(a) grows beyond the fit, so far tails go to 0 as they should.
+// smooth Q, fitted so that the result is within 2e-8; beyond a = 10 the tail is below 2^-70 and stays there.
 static inline float normal_cdf_simd(float x) {
     float a = fabsf(x), q, tail;
-    a = a > 12.0f ? 12.0f : a;
+    a = a > 10.0f ? 10.0f : a;
     q = 2.334923497e-06f;
     q = q * a - 3.373753505e-05f;
     q = q * a + 1.612926143e-04f;
@@ -365,8 +362,9 @@ enum { MR = 6, NR = 64, LANES = 16 };       // LANES: panels narrower than NR co
 #else
 enum { MR = 6, NR = 16, LANES = 8 };        // 12 of 16 AVX2 registers, 24 of 32 NEON registers
 #endif
-enum { KC = 256, MC = 96 };                 // MC is a multiple of MR
-enum { SUPER_KC = 16 * KC };                // a long sum is packed and multiplied this much at a time (bounds the workspace)
+enum { CACHE_LINE = 16 };                   // floats
+enum { KC = 256, MC = 192 };                // MC is a multiple of MR
+enum { WORKSPACE = 256 * 1024 };            // floats packed at a time (1 MiB: half of L2), unless one pass is more
 
 // A product without transposes: element (r,c) of A stands at A[r * A_row + c * A_col], one of the two strides being 1; B likewise.
 typedef struct {
@@ -380,30 +378,40 @@ typedef struct {
 
 static inline int round_up(int n, int step) { return (n + step - 1) / step * step; }
 
-// pack: columns 0..n of kc rows of src become panels [panel][k][width]; the last is narrower, filled up with zeros to a multiple of step
-// element (k,j) of src stands at src[k * k_stride + j * j_stride], one of the strides being 1
-static void pack(float *RESTRICT panels, const float *RESTRICT src, size_t k_stride, size_t j_stride, int kc, int n, int width, int step) {
-    enum { BLOCK = 16 };                                         // floats of a cache line
-    for (int j0 = 0; j0 < n; j0 += width) {
-        int w = min_int(width, n - j0), padded = min_int(width, round_up(w, step));
-        float *panel = panels + (size_t)j0 * kc;
-        const float *src_j = src + j0 * j_stride;
-        for (int k0 = 0; k0 < kc; k0 += BLOCK) {
-            int k1 = min_int(k0 + BLOCK, kc);
-            if (j_stride == 1)                                   // rows stay rows
-                for (int k = k0; k < k1; k++)
-                    #pragma omp simd
-                    for (int j = 0; j < w; j++) panel[(size_t)k * padded + j] = src_j[k * k_stride + j];
-            else if (k1 - k0 == BLOCK)                           // transposed, a cache line at a time
+// columns j0..j1 of B, kc of its rows from k0 on, become panels [panel][k][NR]; the last panel of B is narrower, filled up with zeros
+// to a multiple of LANES. Panel j0 starts at B_pass + j0 * kc
+static void pack_B(const Product *p, int j0, int j1, int k0, int kc, float *B_pass) {
+    for (; j0 < j1; j0 += NR) {
+        int w = min_int(NR, j1 - j0), width = round_up(w, LANES);
+        const float *b = p->B + k0 * p->B_row + j0 * p->B_col;
+        float *RESTRICT panel = B_pass + (size_t)j0 * kc;
+        if (p->B_col == 1)                                       // rows stay rows
+            for (int k = 0; k < kc; k++)
+                #pragma omp simd
+                for (int j = 0; j < w; j++) panel[(size_t)k * width + j] = b[k * p->B_row + j];
+        else {                                                   // transposed, a cache line at a time
+            int k = 0;
+            for (; k + CACHE_LINE <= kc; k += CACHE_LINE)
                 for (int j = 0; j < w; j++)
-                    for (int k = 0; k < BLOCK; k++) panel[(size_t)(k0 + k) * padded + j] = src_j[j * j_stride + k0 + k];
-            else
-                for (int j = 0; j < w; j++)
-                    for (int k = k0; k < k1; k++) panel[(size_t)k * padded + j] = src_j[j * j_stride + k];
-            for (int k = k0; k < k1; k++)
-                for (int j = w; j < padded; j++) panel[(size_t)k * padded + j] = 0.0f;
+                    for (int l = 0; l < CACHE_LINE; l++) panel[(size_t)(k + l) * width + j] = b[j * p->B_col + k + l];
+            for (; k < kc; k++)
+                for (int j = 0; j < w; j++) panel[(size_t)k * width + j] = b[j * p->B_col + k];
         }
+        for (int k = 0; k < kc; k++)
+            for (int j = w; j < width; j++) panel[(size_t)k * width + j] = 0.0f;
     }
+}
+
+// rows i0..i1 of a transposed A become panels [panel][k][MR]
+static void pack_A(const Product *p, int i0, int i1, int k0, int kc, float *A_pass) {
+    for (int k1 = 0; k1 < kc; k1 += CACHE_LINE)
+        for (int i = i0; i < i1; i += MR) {
+            const float *a = p->A + i + k0 * p->A_col;
+            float *RESTRICT panel = A_pass + (size_t)i * kc;
+            for (int k = k1; k < min_int(k1 + CACHE_LINE, kc); k++)
+                if (i + MR <= i1) memcpy(panel + (size_t)k * MR, a + k * p->A_col, MR * sizeof(float));      // MR is constant: two moves
+                else for (int r = 0; r < i1 - i; r++) panel[(size_t)k * MR + r] = a[k * p->A_col + r];       // the rest is never read
+        }
 }
 
 // The kernel: c (MR,width) = start + sum_k a(:,k) b(k,:). Row i of a starts at a + row[i]. width is a constant at every call:
@@ -464,23 +472,18 @@ static void product_block(const Product *p, const float *A_pass, const float *B_
     int rows_first = (size_t)kc * (j1 - j0) <= 256 * 1024;       // these panels fit in L2: finish C row by row. Else panel by panel
     for (int s = 0; s < rows * panels; s++) {
         int i = i0 + (rows_first ? s / panels : s % rows) * MR, j = j0 + (rows_first ? s % panels : s / rows) * NR;
-        const float *a = A_pass ? A_pass + (size_t)i0 * kc + (i - i0) : p->A + i * p->A_row + k0 * p->A_col;
-        tile_any(p->C + i * p->ldc + j, p->ldc, a, A_pass ? 1 : p->A_row, A_pass ? (size_t)round_up(i1 - i0, MR) : p->A_col, B_pass + (size_t)j * kc,
+        const float *a = A_pass ? A_pass + (size_t)i * kc : p->A + i * p->A_row + k0 * p->A_col;
+        tile_any(p->C + i * p->ldc + j, p->ldc, a, A_pass ? 1 : p->A_row, A_pass ? (size_t)MR : p->A_col, B_pass + (size_t)j * kc,
                  p->bias && k0 == 0 ? p->bias + j : NULL, min_int(MR, i1 - i), min_int(NR, j1 - j), kc, p->accumulate || k0 > 0);
     }
 }
 
-// the two jobs of a product; both are independent of each other for different i0, j0
-static void pack_A(const Product *p, int i0, int i1, int k0, int kc, float *A_pass) {
-    pack(A_pass + (size_t)i0 * kc, p->A + i0 * p->A_row + k0 * p->A_col, p->A_col, p->A_row, kc, i1 - i0, MC, MR);
-}
-static void pack_B(const Product *p, int j0, int j1, int k0, int kc, float *B_pass) {
-    pack(B_pass + (size_t)j0 * kc, p->B + k0 * p->B_row + j0 * p->B_col, p->B_row, p->B_col, kc, j1 - j0, NR, LANES);
-}
+// rows along k, or rows so short that the tile finds its next MR numbers in a line that it has touched already
+static inline int A_in_place(const Product *p) { return p->A_col <= 128; }
 
 // workspace for the packed operands of `depth` steps of the sum, at the start of a cache line; free() the returned pointer
 static void *product_alloc(Product *p, int depth) {
-    size_t A_size = p->A_col == 1 ? 0 : (size_t)round_up(p->M, MR) * depth, B_size = (size_t)round_up(p->N, LANES) * depth;
+    size_t A_size = A_in_place(p) ? 0 : (size_t)round_up(p->M, MR) * depth, B_size = (size_t)round_up(p->N, LANES) * depth;
     char *memory = (char *)malloc_check((A_size + B_size) * sizeof(float) + 64);
     p->B_panels = (float *)(memory + (64 - (uintptr_t)memory % 64));
     p->A_panels = A_size ? p->B_panels + B_size : NULL;
@@ -502,12 +505,13 @@ static void product_serial(Product *p) {
 // the output is cut into row blocks x column groups, 32 or more if there are that many tiles
 static void product_tiled(Product *p) {
     int passes = (p->K + KC - 1) / KC, depth = (p->K + passes - 1) / passes;
-    int together = min_int(passes, SUPER_KC / KC);                                   // passes packed and multiplied at a time
-    int row_blocks = (p->M + MC - 1) / MC, rows = round_up((p->M + row_blocks - 1) / row_blocks, MR);
+    int rows = round_up(p->M / 4 < 48 ? 48 : min_int(p->M / 4, MC), MR), row_blocks = (p->M + rows - 1) / rows;
     int panels = (p->N + NR - 1) / NR, groups = min_int(panels, (32 + row_blocks - 1) / row_blocks);
     int cols = (panels + groups - 1) / groups * NR;
+    groups = (panels * NR + cols - 1) / cols;
     size_t M_padded = (size_t)round_up(p->M, MR), N_padded = (size_t)round_up(p->N, LANES);
-    row_blocks = (p->M + rows - 1) / rows, groups = (p->N + cols - 1) / cols;
+    size_t packed = depth * (N_padded + (A_in_place(p) ? 0 : M_padded));             // floats of one pass
+    int together = packed * passes <= WORKSPACE ? passes : packed * 2 > WORKSPACE ? 1 : (int)(WORKSPACE / packed);
     void *memory = product_alloc(p, depth * together);
     #pragma omp parallel
     for (int first = 0; first < passes; first += together) {
@@ -665,14 +669,9 @@ static void layernorm_backward(float *dinp, float *dweight, float *dbias, const 
             }
             dn_mean /= (float)C;
             dn_n_mean /= (float)C;
-            if (res) {
-                #pragma omp simd
-                for (int c = 0; c < C; c++)
-                    dx[c] = res[c] + s * (dy[c] * weight[c] - dn_mean - (x[c] - m) * s * dn_n_mean);
-            } else {
-                #pragma omp simd
-                for (int c = 0; c < C; c++) dx[c] = s * (dy[c] * weight[c] - dn_mean - (x[c] - m) * s * dn_n_mean);
-            }
+            #pragma omp simd
+            for (int c = 0; c < C; c++)
+                dx[c] = (res ? res[c] : 0.0f) + s * (dy[c] * weight[c] - dn_mean - (x[c] - m) * s * dn_n_mean);
         }
     }
     for (int slice = 0; slice < SLICES; slice++)
@@ -1034,18 +1033,30 @@ static void attention_backward(float *dq, float *dk, float *dv, const float *dou
 }
 
 enum { SCAN_FORWARD, SCAN_BACKWARD, SCAN_SPATIAL };
-// ----------------------------------------------------------------------------------------------------------------------
-// visiting orders (PLACEHOLDER HEADER)
+// ======================================================================================================================
+// SCAN ORDER. The three directions of ST-Mamba visit the same L = T*P tokens, which lie in memory as (T, P, channels), in three orders.
+// Nothing is flipped or copied: convolution and scan walk over positions s = 0 .. L-1 and ask here which row position s is.
 
 static inline size_t scan_row(int order, int s, int T, int P) {
-    if (order == SCAN_FORWARD) { return (size_t)s; }
-    if (order == SCAN_BACKWARD) { return (size_t)T * P - 1 - s; }
-    return (size_t)(s % T) * P + s / T;
+    if (order == SCAN_FORWARD) { return (size_t)s; }                // frame after frame
+    if (order == SCAN_BACKWARD) { return (size_t)T * P - 1 - s; }   // the same, from the end
+    return (size_t)(s % T) * P + s / T;                             // SCAN_SPATIAL: each pixel through all its frames, then the next pixel
 }
 
-enum { CONV1D_SLICE = 64 };
+// The processor does not foresee jumps from row to row; asking early for a row that comes soon makes these loops up to twice as fast.
+static inline void prefetch_row(const float *row, int D) {
+    for (int d = 0; d < D; d += 16) { PREFETCH(row + d); }
+}
 
-static float *conv1d_transpose(const float *weight, int D, int K) {
+// ======================================================================================================================
+// CAUSAL CONV1D + SILU.  a = F.silu(F.conv1d(x, weight, bias, padding=K-1, groups=D)[:, :, :L]) along the visiting order:
+//     z[s] = bias + sum_k weight[k] * x[s - (K-1) + k],   out[s] = silu(z[s]) = z sigmoid(z)       (x is 0 before position 0)
+// Channels are the lanes of the loops, so that no order of tokens is worse than another.
+
+enum { CONV1D_SLICE = 64, CONV1D_AHEAD = 8 };   // positions per task in backward; how many positions ahead rows are fetched
+
+// weight (D,1,K) -> (K,D): one contiguous row per tap
+static float *conv1d_taps(const float *weight, int D, int K) {
     float *taps = (float *)malloc_check((size_t)K * D * sizeof(float));
     for (int d = 0; d < D; d++) {
         for (int k = 0; k < K; k++) { taps[(size_t)k * D + d] = weight[(size_t)d * K + k]; }
@@ -1053,8 +1064,9 @@ static float *conv1d_transpose(const float *weight, int D, int K) {
     return taps;
 }
 
+// z (D) at position s of one clip; x (L,ldx), taps (K,D)
 static void conv1d_position(float *RESTRICT z, const float *x, int ldx, const float *taps, const float *bias, int order, int s, int T, int P, int D, int K) {
-    memcpy(z, bias, D * sizeof(float));
+    memcpy(z, bias, (size_t)D * sizeof(float));
     for (int k = s < K - 1 ? K - 1 - s : 0; k < K; k++) {
         const float *x_k = x + scan_row(order, s - (K - 1) + k, T, P) * ldx, *w_k = taps + (size_t)k * D;
         #pragma omp simd
@@ -1062,14 +1074,19 @@ static void conv1d_position(float *RESTRICT z, const float *x, int ldx, const fl
     }
 }
 
+// out (B,L,D), x (B,L,ldx) of which the first D columns are read, weight (D,1,K), bias (D)
 static void conv1d_silu_forward(float *out, const float *x, int ldx, const float *weight, const float *bias, int order, int B, int T, int P, int D, int K) {
     int L = T * P;
-    float *taps = conv1d_transpose(weight, D, K);
+    float *taps = conv1d_taps(weight, D, K);
     #pragma omp parallel for collapse(2) schedule(static)
     for (int b = 0; b < B; b++) {
         for (int s = 0; s < L; s++) {
-            float *out_s = out + ((size_t)b * L + scan_row(order, s, T, P)) * D;
-            conv1d_position(out_s, x + (size_t)b * L * ldx, ldx, taps, bias, order, s, T, P, D, K);
+            const float *x_b = x + (size_t)b * L * ldx;
+            float *out_b = out + (size_t)b * L * D, *out_s = out_b + scan_row(order, s, T, P) * D;
+            size_t ahead = scan_row(order, s + CONV1D_AHEAD < L ? s + CONV1D_AHEAD : s, T, P);
+            prefetch_row(x_b + ahead * ldx, D);
+            prefetch_row(out_b + ahead * D, D);
+            conv1d_position(out_s, x_b, ldx, taps, bias, order, s, T, P, D, K);
             #pragma omp simd
             for (int d = 0; d < D; d++) { out_s[d] = silu_simd(out_s[d]); }
         }
@@ -1077,48 +1094,59 @@ static void conv1d_silu_forward(float *out, const float *x, int ldx, const float
     free(taps);
 }
 
+// z is recomputed instead of kept. With dz[s] = dout[s] silu'(z[s]), silu'(z) = sigmoid(z) (1 + z (1 - sigmoid(z))):
+//     dbias += sum_s dz[s],   dweight[k] += sum_s dz[s] x[s - (K-1) + k],   dx[s] = sum_k weight[k] dz[s + (K-1) - k]
+// One task is a fixed slice of positions with its own sums, which are added in order at the end; a slice also needs dz of the K-1 positions
+// after its last one and recomputes them.
+// dx (B,L,lddx), dweight (D,1,K), dbias (D), dout (B,L,D), x (B,L,ldx). accumulate: dx += (the directions of a layer meet there), else dx =
 static void conv1d_silu_backward(float *dx, int lddx, float *dweight, float *dbias, const float *dout, const float *x, int ldx, const float *weight,
                           const float *bias, int order, int B, int T, int P, int D, int K, int accumulate) {
     int L = T * P, slices = (L + CONV1D_SLICE - 1) / CONV1D_SLICE;
-    size_t sums = (size_t)(K + 1) * D;
-    float *taps = conv1d_transpose(weight, D, K);
-    float *partial = (float *)malloc_check((size_t)B * slices * sums * sizeof(float));
-    memset(partial, 0, (size_t)B * slices * sums * sizeof(float));
+    size_t sums = (size_t)(K + 1) * D, all_sums = (size_t)B * slices * sums;   // per slice: dweight (K,D), dbias (D)
+    float *taps = conv1d_taps(weight, D, K);
+    float *partial = (float *)malloc_check(all_sums * sizeof(float));
+    memset(partial, 0, all_sums * sizeof(float));
     #pragma omp parallel
     {
         float *dz = (float *)malloc_check((size_t)(CONV1D_SLICE + K - 1) * D * sizeof(float));
         #pragma omp for collapse(2) schedule(static)
         for (int b = 0; b < B; b++) {
             for (int slice = 0; slice < slices; slice++) {
-                int s0 = slice * CONV1D_SLICE, s1 = s0 + CONV1D_SLICE < L ? s0 + CONV1D_SLICE : L, halo = s1 + K - 1 < L ? s1 + K - 1 : L;
-                const float *x_b = x + (size_t)b * L * ldx;
-                float *sum = partial + ((size_t)b * slices + slice) * sums, *dbias_slice = sum + (size_t)K * D;
-                for (int s = s0; s < halo; s++) {
+                int s0 = slice * CONV1D_SLICE, s1 = s0 + CONV1D_SLICE < L ? s0 + CONV1D_SLICE : L, s2 = s1 + K - 1 < L ? s1 + K - 1 : L;
+                const float *x_b = x + (size_t)b * L * ldx, *dout_b = dout + (size_t)b * L * D;
+                float *dx_b = dx + (size_t)b * L * lddx;
+                float *dweight_slice = partial + ((size_t)b * slices + slice) * sums, *dbias_slice = dweight_slice + (size_t)K * D;
+                for (int s = s0; s < s2; s++) {
+                    const float *dout_s = dout_b + scan_row(order, s, T, P) * D;
                     float *dz_s = dz + (size_t)(s - s0) * D;
-                    const float *dout_s = dout + ((size_t)b * L + scan_row(order, s, T, P)) * D;
+                    size_t ahead = scan_row(order, s + CONV1D_AHEAD < L ? s + CONV1D_AHEAD : s, T, P);
+                    prefetch_row(x_b + ahead * ldx, D);
+                    prefetch_row(dout_b + ahead * D, D);
+                    prefetch_row(dx_b + ahead * lddx, D);
                     conv1d_position(dz_s, x_b, ldx, taps, bias, order, s, T, P, D, K);
                     #pragma omp simd
                     for (int d = 0; d < D; d++) {
-                        float sigmoid = sigmoid_simd(dz_s[d]);
-                        dz_s[d] = dout_s[d] * sigmoid * (1.0f + dz_s[d] * (1.0f - sigmoid));
+                        float z = dz_s[d], sigmoid = sigmoid_simd(z);
+                        dz_s[d] = dout_s[d] * sigmoid * (1.0f + z * (1.0f - sigmoid));
                     }
                 }
                 for (int s = s0; s < s1; s++) {
                     const float *dz_s = dz + (size_t)(s - s0) * D;
-                    float *dx_s = dx + ((size_t)b * L + scan_row(order, s, T, P)) * lddx;
-                    if (!accumulate) { memset(dx_s, 0, D * sizeof(float)); }
+                    float *dx_s = dx_b + scan_row(order, s, T, P) * lddx;
+                    if (!accumulate) { memset(dx_s, 0, (size_t)D * sizeof(float)); }
                     #pragma omp simd
                     for (int d = 0; d < D; d++) { dbias_slice[d] += dz_s[d]; }
                     for (int k = 0; k < K; k++) {
+                        int before = s - (K - 1) + k, after = s + (K - 1) - k;   // tap k joins z[s] to x[before], and z[after] to x[s]
                         const float *w_k = taps + (size_t)k * D;
-                        float *dw_k = sum + (size_t)k * D;
-                        if (s - (K - 1) + k >= 0) {
-                            const float *x_k = x_b + scan_row(order, s - (K - 1) + k, T, P) * ldx;
+                        float *dw_k = dweight_slice + (size_t)k * D;
+                        if (before >= 0) {
+                            const float *x_k = x_b + scan_row(order, before, T, P) * ldx;
                             #pragma omp simd
                             for (int d = 0; d < D; d++) { dw_k[d] += dz_s[d] * x_k[d]; }
                         }
-                        if (s + (K - 1) - k < L) {
-                            const float *dz_k = dz_s + (size_t)(K - 1 - k) * D;
+                        if (after < L) {
+                            const float *dz_k = dz + (size_t)(after - s0) * D;
                             #pragma omp simd
                             for (int d = 0; d < D; d++) { dx_s[d] += dz_k[d] * w_k[d]; }
                         }
@@ -1129,30 +1157,69 @@ static void conv1d_silu_backward(float *dx, int lddx, float *dweight, float *dbi
         free(dz);
     }
     for (size_t task = 0; task < (size_t)B * slices; task++) {
-        const float *sum = partial + task * sums;
+        const float *dweight_slice = partial + task * sums, *dbias_slice = dweight_slice + (size_t)K * D;
         for (int d = 0; d < D; d++) {
-            for (int k = 0; k < K; k++) { dweight[(size_t)d * K + k] += sum[(size_t)k * D + d]; }
-            dbias[d] += sum[(size_t)K * D + d];
+            for (int k = 0; k < K; k++) { dweight[(size_t)d * K + k] += dweight_slice[(size_t)k * D + d]; }
+            dbias[d] += dbias_slice[d];
         }
     }
     free(partial);
     free(taps);
 }
 
-// ----------------------------------------------------------------------------------------------------------------------
-// selective scan
+// ======================================================================================================================
+// SELECTIVE SCAN (selective_scan_ref in Mamba's code, without its softplus and gate). For each clip, channel d and state n, along s:
+//     h[s] = e[s] h[s-1] + dt[s] u[s] Bt[s],   e[s] = exp(dt[s] A),   A = -exp(A_log)      h[-1] = 0
+//     y[s] = sum_n Ct[s] h[s] + D_skip u[s]
+// u, dt, y have one value per (s,d); Bt, Ct one per (s,n), shared by all channels; A one per (d,n). There are L*D*N values e and h: too many
+// to store, and computing an e costs more than everything else, so:
+// - the lanes of a vector are 16 neighbouring channels (u, dt, y are read and written contiguously, Bt and Ct are broadcast, and the sum over
+//   n needs no sum across lanes). A block of 16 channels x N states of h fits into the first-level cache.
+// - tokens come in chunks of 32, all blocks of channels one after the other on each chunk, so that a row is read from memory once.
+// - exp(dt A) = 2^(dt A log2(e)), with A log2(e) computed once.
+// Forward keeps h at the start of every chunk ("states"), one value per 32; backward replays each chunk from there.
+// Blocks never meet in forward, so threads take blocks. The loop over chunks is outside and a static schedule gives a thread the same
+// blocks in every chunk: nobody waits for anybody (nowait), and a single thread still walks over whole rows.
 
-enum { SCAN_LANES = 16, SCAN_CHUNK = 32, SCAN_SPANS = 4 };
-#define LOG2_E 1.44269504088896340736f
-#define LN_2 0.69314718055994530942f
+enum { SCAN_LANES = 16, SCAN_CHUNK = 32, SCAN_SPANS = 4 };   // channels per vector; tokens per chunk; spans, see backward
+#define LOG2_E ((float)1.44269504088896340736)
+#define LN_2 ((float)0.69314718055994530942)
 
+// One chunk of one block: the pointers are those of the block's first channel in one clip. Arrays written [n][j] are (N,16).
+typedef struct {
+    const float *u, *dt, *dy, *Bt, *Ct, *skip;   // as in the signatures below
+    const float *a;                              // [n][j] A log2(e)
+    float *y, *du, *ddt;
+    float *h;                                    // [n][j] forward: the state, carried from chunk to chunk
+    const float *checkpoint;                     // [n][j] backward: the state at the start of the chunk
+    float *passed, *dA, *dskip;                  // [n][j], [n][j], [j] backward: gradient passed on to the chunk before, sums over all tokens
+    float *work;                                 // (33, 4, N, 16) backward: for each token e, h before it, and dBt, dCt lane by lane
+    size_t row[SCAN_CHUNK], next[SCAN_CHUNK];    // rows of the chunk, and of the chunk that comes next (to be prefetched)
+    int count, D, ldbc;                          // positions in this chunk, sizes of rows
+} ScanBlock;
+
+static inline int scan_blocks(int D) { return (D + SCAN_LANES - 1) / SCAN_LANES; }
+static inline int scan_chunks(int T, int P) { return (T * P + SCAN_CHUNK - 1) / SCAN_CHUNK; }
+
+// number of floats in "states": (B, chunks, blocks, N, 16)
 static size_t selective_scan_states(int B, int T, int P, int D, int N) {
-    size_t chunks = ((size_t)T * P + SCAN_CHUNK - 1) / SCAN_CHUNK, blocks = (D + SCAN_LANES - 1) / SCAN_LANES;
-    return (size_t)B * chunks * blocks * N * SCAN_LANES;
+    return (size_t)B * scan_chunks(T, P) * scan_blocks(D) * N * SCAN_LANES;
 }
 
-static float *scan_decay_rates(const float *A_log, int D, int N) {
-    int blocks = (D + SCAN_LANES - 1) / SCAN_LANES;
+// fills k->row, k->count for chunk c and k->next for chunk c + step
+static void scan_chunk_rows(ScanBlock *k, int c, int step, int order, int T, int P) {
+    int L = T * P, s0 = c * SCAN_CHUNK;
+    k->count = L - s0 < SCAN_CHUNK ? L - s0 : SCAN_CHUNK;
+    for (int i = 0; i < k->count; i++) {
+        int s = s0 + i, ahead = s + step * SCAN_CHUNK;
+        k->row[i] = scan_row(order, s, T, P);
+        k->next[i] = ahead >= 0 && ahead < L ? scan_row(order, ahead, T, P) : k->row[i];
+    }
+}
+
+// (D,N) A_log -> (blocks,N,16) A log2(e); lanes beyond D get any finite number
+static float *scan_rates(const float *A_log, int D, int N) {
+    int blocks = scan_blocks(D);
     float *a = (float *)malloc_check((size_t)blocks * N * SCAN_LANES * sizeof(float));
     #pragma omp parallel for schedule(static)
     for (int block = 0; block < blocks; block++) {
@@ -1169,21 +1236,26 @@ static float *scan_decay_rates(const float *A_log, int D, int N) {
     return a;
 }
 
-ALWAYS_INLINE void scan_forward_block(float *h, float *y, const float *u, const float *dt, const float *Bt, const float *Ct, int ldbc, const float *a,
-                                      const float *skip, const size_t *row, int count, const size_t *next, int D, int N, int lanes, int accumulate) {
-    for (int i = 0; i < count; i++) {
-        const float *u_i = u + row[i] * D, *dt_i = dt + row[i] * D, *B_i = Bt + row[i] * ldbc, *C_i = Ct + row[i] * ldbc;
-        float *y_i = y + row[i] * D;
-        PREFETCH_READ(u + next[i] * D);
-        PREFETCH_READ(dt + next[i] * D);
-        PREFETCH_READ(y + next[i] * D);
+// Compiled twice, as all block functions here: with N and lanes constant for what the model uses (N = 16, D a multiple of 16; the loop over n
+// is unrolled and the loop over lanes becomes one vector), and with any N and number of lanes, about ten times slower.
+ALWAYS_INLINE void scan_forward_block(const ScanBlock *k, int N, int lanes, int accumulate) {
+    const float *a = k->a, *skip = k->skip;
+    float *h = k->h;
+    for (int i = 0; i < k->count; i++) {
+        size_t at = k->row[i] * k->D, at_bc = k->row[i] * k->ldbc, at_next = k->next[i] * k->D;
+        const float *u_i = k->u + at, *dt_i = k->dt + at, *B_i = k->Bt + at_bc, *C_i = k->Ct + at_bc;
+        float *y_i = k->y + at;
+        PREFETCH(k->u + at_next);
+        PREFETCH(k->dt + at_next);
+        PREFETCH(k->y + at_next);
         #pragma omp simd
         for (int j = 0; j < lanes; j++) {
             float delta = dt_i[j], x = delta * u_i[j], sum = skip[j] * u_i[j];
             UNROLL
             for (int n = 0; n < N; n++) {
-                float h_n = exp2_simd(delta * a[n * SCAN_LANES + j]) * h[n * SCAN_LANES + j] + x * B_i[n];
-                h[n * SCAN_LANES + j] = h_n;
+                int nj = n * SCAN_LANES + j;
+                float h_n = exp2_simd(delta * a[nj]) * h[nj] + x * B_i[n];
+                h[nj] = h_n;
                 sum += h_n * C_i[n];
             }
             y_i[j] = accumulate ? y_i[j] + sum : sum;
@@ -1191,33 +1263,40 @@ ALWAYS_INLINE void scan_forward_block(float *h, float *y, const float *u, const 
     }
 }
 
+// y, u, dt (B,L,D), Bt, Ct (B,L,ldbc) of which N columns are read, A_log (D,N), D_skip (D); states: NULL if there will be no backward
+// accumulate: y += ..., else y = ...
 static void selective_scan_forward(float *y, float *states, const float *u, const float *dt, const float *Bt, const float *Ct, int ldbc,
                             const float *A_log, const float *D_skip, int order, int B, int T, int P, int D, int N, int accumulate) {
-    int L = T * P, chunks = (L + SCAN_CHUNK - 1) / SCAN_CHUNK, blocks = (D + SCAN_LANES - 1) / SCAN_LANES;
-    size_t state = (size_t)N * SCAN_LANES;
-    float *a = scan_decay_rates(A_log, D, N);
-    float *h = (float *)malloc_check((size_t)B * blocks * state * sizeof(float));
-    memset(h, 0, (size_t)B * blocks * state * sizeof(float));
+    int chunks = scan_chunks(T, P), blocks = scan_blocks(D);
+    size_t L = (size_t)T * P, state = (size_t)N * SCAN_LANES, all_states = (size_t)B * blocks * state;
+    float *a = scan_rates(A_log, D, N), *h = (float *)malloc_check(all_states * sizeof(float));
+    memset(h, 0, all_states * sizeof(float));
     #pragma omp parallel
-    for (int c = 0; c < chunks; c++) {
-        int count = L - c * SCAN_CHUNK < SCAN_CHUNK ? L - c * SCAN_CHUNK : SCAN_CHUNK;
-        size_t row[SCAN_CHUNK], next[SCAN_CHUNK];
-        for (int i = 0; i < count; i++) {
-            int s = c * SCAN_CHUNK + i;
-            row[i] = scan_row(order, s, T, P);
-            next[i] = scan_row(order, s + SCAN_CHUNK < L ? s + SCAN_CHUNK : s, T, P);
-        }
-        #pragma omp for schedule(static) nowait
-        for (int task = 0; task < B * blocks; task++) {
-            int b = task / blocks, block = task % blocks, d = block * SCAN_LANES, lanes = D - d < SCAN_LANES ? D - d : SCAN_LANES;
-            size_t at = (size_t)b * L * D + d, at_bc = (size_t)b * L * ldbc;
-            float *h_bd = h + task * state;
-            const float *a_d = a + block * state;
-            if (states != NULL) { memcpy(states + (((size_t)b * chunks + c) * blocks + block) * state, h_bd, state * sizeof(float)); }
-            if (N == 16 && lanes == SCAN_LANES) {
-                scan_forward_block(h_bd, y + at, u + at, dt + at, Bt + at_bc, Ct + at_bc, ldbc, a_d, D_skip + d, row, count, next, D, 16, SCAN_LANES, accumulate);
-            } else {
-                scan_forward_block(h_bd, y + at, u + at, dt + at, Bt + at_bc, Ct + at_bc, ldbc, a_d, D_skip + d, row, count, next, D, N, lanes, accumulate);
+    {
+        ScanBlock k;
+        memset(&k, 0, sizeof(k));
+        k.D = D;
+        k.ldbc = ldbc;
+        for (int c = 0; c < chunks; c++) {
+            scan_chunk_rows(&k, c, 1, order, T, P);
+            #pragma omp for schedule(static) nowait
+            for (int task = 0; task < B * blocks; task++) {
+                int b = task / blocks, block = task % blocks, d = block * SCAN_LANES, lanes = D - d < SCAN_LANES ? D - d : SCAN_LANES;
+                size_t at = b * L * D + d, at_bc = b * L * ldbc;
+                k.u = u + at;
+                k.dt = dt + at;
+                k.y = y + at;
+                k.Bt = Bt + at_bc;
+                k.Ct = Ct + at_bc;
+                k.skip = D_skip + d;
+                k.a = a + block * state;
+                k.h = h + task * state;
+                if (states != NULL) { memcpy(states + (((size_t)b * chunks + c) * blocks + block) * state, k.h, state * sizeof(float)); }
+                if (N == 16 && lanes == SCAN_LANES) {
+                    scan_forward_block(&k, 16, SCAN_LANES, accumulate);
+                } else {
+                    scan_forward_block(&k, N, lanes, accumulate);
+                }
             }
         }
     }
@@ -1225,139 +1304,160 @@ static void selective_scan_forward(float *y, float *states, const float *u, cons
     free(a);
 }
 
-ALWAYS_INLINE void scan_backward_block(float *work, float *carry, float *dA, float *dskip, float *du, float *ddt, const float *dy, const float *u, const float *dt,
-                                       const float *Bt, const float *Ct, int ldbc, const float *a, const float *skip, const float *checkpoint,
-                                       const size_t *row, int count, const size_t *next, int D, int N, int lanes, int first) {
-    const int S = N * SCAN_LANES;
-    if (first && lanes < SCAN_LANES) { memset(work, 0, (size_t)4 * (SCAN_CHUNK + 1) * S * sizeof(float)); }
-    memcpy(work + S, checkpoint, S * sizeof(float));
-    for (int i = 0; i < count; i++) {
-        const float *u_i = u + row[i] * D, *dt_i = dt + row[i] * D, *B_i = Bt + row[i] * ldbc;
-        float *e = work + (size_t)4 * S * i, *h = e + S, *h_next = h + 4 * S;
-        if (next != NULL) {
-            PREFETCH_READ(u + next[i] * D);
-            PREFETCH_READ(dt + next[i] * D);
-            PREFETCH_READ(dy + next[i] * D);
-            PREFETCH_READ(du + next[i] * D);
-            PREFETCH_READ(ddt + next[i] * D);
-        }
+// Backward. Let g[s] be the gradient of the loss with respect to h[s]: h[s] acts through y[s], and through h[s+1]:
+//     g[s] = Ct[s] dy[s] + e[s+1] g[s+1]                                                   g[L] = 0: a second recurrence, from the end
+// Then, from h[s] = e[s] h[s-1] + (dt[s] u[s]) Bt[s], with e[s] g[s] = "passed" and q[s] = passed h[s-1] the gradient of the exponent dt A:
+//     dCt[s] = sum_d dy[s] h[s]            dBt[s] = sum_d g[s] dt[s] u[s]                       (sums over channels)
+//     du[s]  = dt[s] sum_n g[s] Bt[s] + D_skip dy[s]
+//     ddt[s] = u[s] sum_n g[s] Bt[s] + sum_n q[s] A                                             (sums over states)
+//     dA     = sum_s q[s] dt[s]            dA_log = dA dA/dA_log = dA A       dD_skip = sum_s dy[s] u[s]
+// first: this block starts the sums over channels (dBt, dCt in work), else it adds to them.
+ALWAYS_INLINE void scan_backward_block(const ScanBlock *k, int N, int lanes, int first) {
+    const size_t state = (size_t)N * SCAN_LANES;
+    const float *a = k->a, *skip = k->skip;
+    float *passed = k->passed, *dA = k->dA, *dskip = k->dskip;
+    // Where dy is 0 for long (frames without loss), g decays below 1e-38, and there multiplications become a hundred times slower: stop before.
+    for (size_t nj = 0; nj < state; nj++) { passed[nj] = passed[nj] > -1e-30f && passed[nj] < 1e-30f ? 0.0f : passed[nj]; }
+    if (first && lanes < SCAN_LANES) { memset(k->work, 0, (SCAN_CHUNK + 1) * 4 * state * sizeof(float)); }
+    memcpy(k->work + state, k->checkpoint, state * sizeof(float));
+    for (int i = 0; i < k->count; i++) {   // replay
+        size_t at = k->row[i] * k->D, at_next = k->next[i] * k->D;
+        const float *u_i = k->u + at, *dt_i = k->dt + at, *B_i = k->Bt + k->row[i] * k->ldbc;
+        float *e = k->work + i * 4 * state, *h_before = e + state, *h = h_before + 4 * state;
+        PREFETCH(k->u + at_next);
+        PREFETCH(k->dt + at_next);
+        PREFETCH(k->dy + at_next);
+        PREFETCH(k->du + at_next);
+        PREFETCH(k->ddt + at_next);
         #pragma omp simd
         for (int j = 0; j < lanes; j++) {
             float delta = dt_i[j], x = delta * u_i[j];
             UNROLL
             for (int n = 0; n < N; n++) {
-                float e_n = exp2_simd(delta * a[n * SCAN_LANES + j]);
-                e[n * SCAN_LANES + j] = e_n;
-                h_next[n * SCAN_LANES + j] = e_n * h[n * SCAN_LANES + j] + x * B_i[n];
+                int nj = n * SCAN_LANES + j;
+                float e_n = exp2_simd(delta * a[nj]);
+                e[nj] = e_n;
+                h[nj] = e_n * h_before[nj] + x * B_i[n];
             }
         }
     }
-    for (int i = count - 1; i >= 0; i--) {
-        size_t at = row[i] * D;
-        const float *u_i = u + at, *dt_i = dt + at, *dy_i = dy + at, *B_i = Bt + row[i] * ldbc, *C_i = Ct + row[i] * ldbc;
-        float *e = work + (size_t)4 * S * i, *h_before = e + S, *dB = e + 2 * S, *dC = e + 3 * S, *h = h_before + 4 * S;
-        float *du_i = du + at, *ddt_i = ddt + at;
+    for (int i = k->count - 1; i >= 0; i--) {   // and back
+        size_t at = k->row[i] * k->D, at_bc = k->row[i] * k->ldbc;
+        const float *u_i = k->u + at, *dt_i = k->dt + at, *dy_i = k->dy + at, *B_i = k->Bt + at_bc, *C_i = k->Ct + at_bc;
+        float *du_i = k->du + at, *ddt_i = k->ddt + at;
+        float *e = k->work + i * 4 * state, *h_before = e + state, *dB = e + 2 * state, *dC = e + 3 * state, *h = h_before + 4 * state;
         #pragma omp simd
         for (int j = 0; j < lanes; j++) {
-            float delta = dt_i[j], v = u_i[j], x = delta * v, dy_j = dy_i[j], dx = 0.0f, ddecay = 0.0f;
+            float delta = dt_i[j], v = u_i[j], x = delta * v, dy_j = dy_i[j], dx = 0.0f, dexponent = 0.0f;
             UNROLL
             for (int n = 0; n < N; n++) {
-                int k = n * SCAN_LANES + j;
-                float g = carry[k] + dy_j * C_i[n];
-                dC[k] = first ? dy_j * h[k] : dC[k] + dy_j * h[k];
-                dB[k] = first ? g * x : dB[k] + g * x;
+                int nj = n * SCAN_LANES + j;
+                float g = passed[nj] + dy_j * C_i[n];
+                dC[nj] = first ? dy_j * h[nj] : dC[nj] + dy_j * h[nj];
+                dB[nj] = first ? g * x : dB[nj] + g * x;
                 dx += g * B_i[n];
-                float passed = g * e[k];
-                carry[k] = passed;
-                float dexponent = passed * h_before[k];
-                ddecay += dexponent * a[k];
-                dA[k] += dexponent * delta;
+                float g_before = g * e[nj], q = g_before * h_before[nj];
+                passed[nj] = g_before;
+                dexponent += q * a[nj];
+                dA[nj] += q * delta;
             }
             du_i[j] = dx * delta + dy_j * skip[j];
-            ddt_i[j] = dx * v + ddecay * LN_2;
+            ddt_i[j] = dx * v + dexponent * LN_2;   // a = A log2(e) = A / ln(2)
             dskip[j] += dy_j * v;
         }
     }
 }
 
+// du, ddt, dy, u, dt (B,L,D); dBt, dCt (B,L,lddbc) of which N columns are written; Bt, Ct (B,L,ldbc); dA_log, A_log (D,N); dD_skip, D_skip (D);
+// states from forward.
+// A task is one clip and one of up to four fixed spans of channels (of two blocks or more: every span costs sums of its own), whatever the
+// number of threads. It sums dBt and dCt over its own channels, first lane by lane over its blocks, then over the 16 lanes. The spans' sums, and the clips' dA and dD_skip, are added in fixed order at the end.
 static void selective_scan_backward(float *du, float *ddt, float *dBt, float *dCt, int lddbc, float *dA_log, float *dD_skip, const float *dy,
                              const float *u, const float *dt, const float *Bt, const float *Ct, int ldbc, const float *A_log,
                              const float *D_skip, const float *states, int order, int B, int T, int P, int D, int N) {
-    int L = T * P, chunks = (L + SCAN_CHUNK - 1) / SCAN_CHUNK, blocks = (D + SCAN_LANES - 1) / SCAN_LANES;
-    int spans = blocks < SCAN_SPANS ? blocks : SCAN_SPANS;
-    size_t state = (size_t)N * SCAN_LANES, pair = (size_t)2 * N;
-    size_t carry_size = (size_t)B * blocks * state;
-    float *a = scan_decay_rates(A_log, D, N);
-    float *carry = (float *)malloc_check((2 * carry_size + (size_t)B * blocks * SCAN_LANES) * sizeof(float)), *dA = carry + carry_size, *dskip = dA + carry_size;
-    float *partial = (float *)malloc_check((size_t)B * spans * L * pair * sizeof(float));
-    memset(carry, 0, (2 * carry_size + (size_t)B * blocks * SCAN_LANES) * sizeof(float));
+    int chunks = scan_chunks(T, P), blocks = scan_blocks(D), spans = blocks < 4 ? 1 : blocks < 2 * SCAN_SPANS ? blocks / 2 : SCAN_SPANS;
+    size_t L = (size_t)T * P, state = (size_t)N * SCAN_LANES, pair = (size_t)2 * N;
+    size_t all_states = (size_t)B * blocks * state, all_lanes = (size_t)B * blocks * SCAN_LANES;
+    float *a = scan_rates(A_log, D, N);
+    float *passed = (float *)malloc_check((2 * all_states + all_lanes) * sizeof(float));   // (B,blocks,N,16)
+    float *dA = passed + all_states, *dskip = dA + all_states;                            // (B,blocks,N,16), (B,blocks,16)
+    float *partial = (float *)malloc_check(B * spans * L * pair * sizeof(float));          // (B,spans,L,2N): dBt and dCt of a row side by side
+    memset(passed, 0, (2 * all_states + all_lanes) * sizeof(float));
     #pragma omp parallel
     {
-        float *work = (float *)malloc_check((size_t)4 * (SCAN_CHUNK + 1) * state * sizeof(float));
+        ScanBlock k;
+        memset(&k, 0, sizeof(k));
+        k.D = D;
+        k.ldbc = ldbc;
+        k.work = (float *)malloc_check((SCAN_CHUNK + 1) * 4 * state * sizeof(float));
         for (int c = chunks - 1; c >= 0; c--) {
-            int count = L - c * SCAN_CHUNK < SCAN_CHUNK ? L - c * SCAN_CHUNK : SCAN_CHUNK;
-            size_t row[SCAN_CHUNK], next[SCAN_CHUNK];
-            for (int i = 0; i < count; i++) {
-                row[i] = scan_row(order, c * SCAN_CHUNK + i, T, P);
-                next[i] = c > 0 ? scan_row(order, (c - 1) * SCAN_CHUNK + i, T, P) : 0;
-            }
+            scan_chunk_rows(&k, c, -1, order, T, P);
             #pragma omp for schedule(static) nowait
             for (int task = 0; task < B * spans; task++) {
                 int b = task / spans, span = task % spans, block0 = blocks * span / spans, block1 = blocks * (span + 1) / spans;
-                size_t at_bc = (size_t)b * L * ldbc;
                 for (int block = block0; block < block1; block++) {
                     int d = block * SCAN_LANES, lanes = D - d < SCAN_LANES ? D - d : SCAN_LANES;
-                    size_t at = (size_t)b * L * D + d, bd = (size_t)b * blocks + block;
-                    const float *checkpoint = states + (((size_t)b * chunks + c) * blocks + block) * state;
-#define BLOCK(N_, LANES_, FIRST_) scan_backward_block(work, carry + bd * state, dA + bd * state, dskip + bd * SCAN_LANES, du + at, ddt + at, dy + at, u + at, dt + at, \
-        Bt + at_bc, Ct + at_bc, ldbc, a + block * state, D_skip + d, checkpoint, row, count, c > 0 ? next : NULL, D, N_, LANES_, FIRST_)
+                    size_t at = b * L * D + d, at_bc = b * L * ldbc, at_block = (size_t)b * blocks + block;
+                    k.u = u + at;
+                    k.dt = dt + at;
+                    k.dy = dy + at;
+                    k.du = du + at;
+                    k.ddt = ddt + at;
+                    k.Bt = Bt + at_bc;
+                    k.Ct = Ct + at_bc;
+                    k.skip = D_skip + d;
+                    k.a = a + block * state;
+                    k.checkpoint = states + (((size_t)b * chunks + c) * blocks + block) * state;
+                    k.passed = passed + at_block * state;
+                    k.dA = dA + at_block * state;
+                    k.dskip = dskip + at_block * SCAN_LANES;
                     if (N == 16 && lanes == SCAN_LANES && block == block0) {
-                        BLOCK(16, SCAN_LANES, 1);
+                        scan_backward_block(&k, 16, SCAN_LANES, 1);
                     } else if (N == 16 && lanes == SCAN_LANES) {
-                        BLOCK(16, SCAN_LANES, 0);
+                        scan_backward_block(&k, 16, SCAN_LANES, 0);
                     } else {
-                        BLOCK(N, lanes, block == block0);
+                        scan_backward_block(&k, N, lanes, block == block0);
                     }
-#undef BLOCK
                 }
-                for (int i = 0; i < count; i++) {
-                    float *lanes_i = work + (4 * (size_t)i + 2) * state;
-                    for (int left = (int)pair * SCAN_LANES / 2; left >= (int)pair; left /= 2) {
+                // 2N sums over 16 lanes, by adding neighbours four times: 32 N numbers become 16 N, 8 N, 4 N, 2 N
+                for (int i = 0; i < k.count; i++) {
+                    float *v = k.work + (i * 4 + 2) * state;
+                    for (size_t left = pair * SCAN_LANES / 2; left >= pair; left /= 2) {
                         #pragma omp simd
-                        for (int k = 0; k < left; k++) { lanes_i[k] = lanes_i[2 * k] + lanes_i[2 * k + 1]; }
+                        for (size_t m = 0; m < left; m++) { v[m] = v[2 * m] + v[2 * m + 1]; }
                     }
-                    memcpy(partial + ((size_t)task * L + row[i]) * pair, lanes_i, pair * sizeof(float));
+                    memcpy(partial + (task * L + k.row[i]) * pair, v, pair * sizeof(float));
                 }
             }
         }
-        free(work);
+        free(k.work);
     }
     #pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < (int64_t)B * L; r++) {
-        const float *sum = partial + ((size_t)(r / L) * spans * L + r % L) * pair;
+    for (int64_t r = 0; r < (int64_t)(B * L); r++) {
+        const float *sum_r = partial + (r / L * spans * L + r % L) * pair;
         for (int n = 0; n < N; n++) {
             float sum_B = 0.0f, sum_C = 0.0f;
             for (int span = 0; span < spans; span++) {
-                sum_B += sum[(size_t)span * L * pair + n];
-                sum_C += sum[(size_t)span * L * pair + N + n];
+                sum_B += sum_r[span * L * pair + n];
+                sum_C += sum_r[span * L * pair + N + n];
             }
             dBt[(size_t)r * lddbc + n] = sum_B;
             dCt[(size_t)r * lddbc + n] = sum_C;
         }
     }
     for (int d = 0; d < D; d++) {
+        size_t block = (size_t)d / SCAN_LANES, j = (size_t)d % SCAN_LANES;
         for (int b = 0; b < B; b++) {
-            size_t bd = (size_t)b * blocks + d / SCAN_LANES;
-            dD_skip[d] += dskip[bd * SCAN_LANES + d % SCAN_LANES];
+            size_t at_block = (size_t)b * blocks + block;
+            dD_skip[d] += dskip[at_block * SCAN_LANES + j];
             for (int n = 0; n < N; n++) {
-                size_t at = (bd * N + n) * SCAN_LANES + d % SCAN_LANES;
-                float A = a[((size_t)(d / SCAN_LANES) * N + n) * SCAN_LANES + d % SCAN_LANES] * LN_2;
-                dA_log[(size_t)d * N + n] += dA[at] * A;
+                float A = a[(block * N + n) * SCAN_LANES + j] * LN_2;
+                dA_log[(size_t)d * N + n] += dA[(at_block * N + n) * SCAN_LANES + j] * A;
             }
         }
     }
     free(partial);
-    free(carry);
+    free(passed);
     free(a);
 }
 
@@ -1368,11 +1468,11 @@ static void selective_scan_backward(float *du, float *ddt, float *dBt, float *dC
 
 // the two source pixels and the weight of the second one; positions before the first pixel count as the first
 static void bilinear_taps(int *i0, int *i1, float *w1, int o, int in, int out) {
-    float source = ((float)o + 0.5f) * ((float)in / (float)out) - 0.5f;
-    source = source < 0.0f ? 0.0f : source;
+    double source = (o + 0.5) * ((double)in / out) - 0.5;
+    source = source < 0.0 ? 0.0 : source;
     *i0 = min_int((int)source, in - 1);
     *i1 = min_int(*i0 + 1, in - 1);
-    *w1 = source - (float)*i0;
+    *w1 = (float)(source - *i0);
 }
 
 // Row oy of one upsampled frame: out (OW, C) [+]= ..., inp (H, W, C), tmp W*C floats. First the two source rows are
@@ -1388,13 +1488,8 @@ static void bilinear_row(float *out, float *tmp, const float *inp, int H, int W,
         bilinear_taps(&x0, &x1, &wx, ox, W, OW);
         const float *a = tmp + (size_t)x0 * C, *b = tmp + (size_t)x1 * C;
         float *o = out + (size_t)ox * C;
-        if (accumulate) {
-            #pragma omp simd
-            for (int c = 0; c < C; c++) o[c] += (1.0f - wx) * a[c] + wx * b[c];
-        } else {
-            #pragma omp simd
-            for (int c = 0; c < C; c++) o[c] = (1.0f - wx) * a[c] + wx * b[c];
-        }
+        #pragma omp simd
+        for (int c = 0; c < C; c++) o[c] = (accumulate ? o[c] : 0.0f) + (1.0f - wx) * a[c] + wx * b[c];
     }
 }
 
@@ -1496,18 +1591,10 @@ static void head_forward(float *low, const float *map, const float *scale, const
         const float *x = map + (size_t)r * E;
         uint64_t i = first + (uint64_t)r * (uint64_t)E;
         float sum = 0.0f;
-        if (p > 0.0f) {
-            #pragma omp simd reduction(+ : sum)
-            for (int e = 0; e < E; e++) {
-                float bn = x[e] * scale[e] + shift[e], relu = bn > 0.0f ? bn : 0.0f * bn;
-                sum += relu * dropout_factor(key, i + (uint64_t)e, p) * w_out[e];
-            }
-        } else {
-            #pragma omp simd reduction(+ : sum)
-            for (int e = 0; e < E; e++) {
-                float bn = x[e] * scale[e] + shift[e], relu = bn > 0.0f ? bn : 0.0f * bn;
-                sum += relu * w_out[e];
-            }
+        #pragma omp simd reduction(+ : sum)
+        for (int e = 0; e < E; e++) {
+            float bn = x[e] * scale[e] + shift[e], relu = bn > 0.0f ? bn : 0.0f * bn;  // 0*bn keeps NaN
+            sum += relu * dropout_factor(key, i + (uint64_t)e, p) * w_out[e];
         }
         low[r] = sum + b_out;
     }
@@ -1528,7 +1615,7 @@ static void head_backward_params(float *dw_out, float *db_out, float *dgamma, fl
             #pragma omp simd
             for (int e = 0; e < E; e++) {
                 float bn = x[e] * scale[e] + shift[e];
-                float d = p > 0.0f ? dlow[r] * dropout_factor(key, first + r * (uint64_t)E + (uint64_t)e, p) : dlow[r];
+                float d = dlow[r] * dropout_factor(key, first + r * (uint64_t)E + (uint64_t)e, p);
                 float on = bn > 0.0f ? 1.0f : 0.0f;
                 dw[e] += d * on * bn;
                 dg[e] += d * on * w_out[e] * (x[e] - mean[e]) * rstd[e];
@@ -1560,7 +1647,7 @@ static void head_backward_map(float *map, const float *dlow, const float *dgamma
         float *RESTRICT x = map + (size_t)r * E, inverse = (float)(1.0 / n), dl = dlow ? dlow[r] : 0.0f;
         #pragma omp simd
         for (int e = 0; e < E; e++) {
-            float d = dlow && p > 0.0f ? dl * dropout_factor(key, first + (uint64_t)r * (uint64_t)E + (uint64_t)e, p) : dl;
+            float d = dl * dropout_factor(key, first + (uint64_t)r * (uint64_t)E + (uint64_t)e, p);
             float dbn = x[e] * scale[e] + shift[e] > 0.0f ? d * w_out[e] : 0.0f;
             x[e] = scale[e] * (dbn - (dbeta[e] + (x[e] - mean[e]) * rstd[e] * dgamma[e]) * inverse);
         }
@@ -1654,13 +1741,13 @@ static void segloss_backward(float *dlogits, const float *weight, const double *
 // torch.optim.Adam without weight decay: n parameters, step counts from 1
 static void adam_update(float *params, const float *grads, float *m, float *v, size_t n, double lr, double beta1, double beta2,
                         double eps, int64_t step) {
-    float b1 = (float)beta1, b2 = (float)beta2, rate = (float)(lr / (1.0 - pow(beta1, (double)step)));
+    float b1 = (float)beta1, b2 = (float)beta2, one_b1 = (float)(1.0 - beta1), one_b2 = (float)(1.0 - beta2), rate = (float)(lr / (1.0 - pow(beta1, (double)step)));
     float correct = (float)(1.0 / sqrt(1.0 - pow(beta2, (double)step))), e = (float)eps;
     #pragma omp parallel for simd schedule(static)
     for (size_t i = 0; i < n; i++) {
         float g = grads[i];
-        m[i] = b1 * m[i] + (1.0f - b1) * g;
-        v[i] = b2 * v[i] + (1.0f - b2) * g * g;
+        m[i] = b1 * m[i] + one_b1 * g;
+        v[i] = b2 * v[i] + one_b2 * g * g;
         params[i] -= rate * m[i] / (sqrtf(v[i]) * correct + e);
     }
 }
@@ -1694,7 +1781,7 @@ enum Init { INIT_CONSTANT, INIT_NORMAL, INIT_UNIFORM, INIT_A_LOG, INIT_DT_BIAS }
 
 // One row per tensor: it serves allocation, initialisation, checkpoints and tests.
 typedef struct {
-    char name[96];   // the released Vivim's state_dict key
+    char name[160];  // the released Vivim's state_dict key
     int ndim, shape[5], is_buffer;  // buffers (batch norm's running statistics) are saved but not trained
     int init;
     double init_scale;              // the constant, the standard deviation, or the bound of the uniform distribution
@@ -2467,7 +2554,7 @@ static void checkpoint_save(const Model *m, const char *path, int epoch, double 
 // Fills the tensors that the file has (with or without the training script's prefix "model.") and says what it did.
 // Tensors that the file lacks keep their values. A tensor of another shape, or no match at all, is an error.
 static void checkpoint_load(Model *m, const char *path) {
-    char err[512], name[112];
+    char err[512], name[176];
     const char *missing = NULL;
     int loaded = 0;
     SafeTensors file;
@@ -2817,39 +2904,28 @@ static Metrics evaluate(Model *m, const Shard *shard, int B, int T) {
     return total;
 }
 
-// A contact sheet, path: the middle frame of the first 16 videos, the true outline in green, the predicted one in red
-// (yellow where they agree).
+// A contact sheet: the middle frame of the first 16 videos with the true and the predicted outline
 static void write_pictures(Model *m, const Shard *shard, int T, const char *path) {
-    int videos = min_int(16, shard->videos), columns = min_int(4, videos), rows = ceil_div(videos, columns), H = shard->H, W = shard->W;
-    int zoom = max_int(1, 256 / max_int(H, W)), SW = columns * W * zoom, SH = rows * H * zoom;
-    uint8_t *sheet = (uint8_t *)calloc_check((size_t)SH * SW, 3);
-    char err[512];
+    int videos = min_int(16, shard->videos), columns = min_int(4, videos), H = shard->H, W = shard->W;
+    size_t pixels = (size_t)H * W;
+    uint8_t *masks = (uint8_t *)malloc_check(2 * pixels);  // the predicted one, the true one
+    char err[4608];
     Batch batch;
+    Overlay sheet;
+    if (overlay_open(&sheet, ceil_div(videos, columns), columns, H, W) != 0) out_of_memory((double)sheet.H * sheet.W * 3);
     batch_init(&batch, 1, T, H, W);
     model_plan(m, 1, T, H, W, 0, 0, 0);
     for (int v = 0; v < videos; v++) {
         int frame = (shard->first_frame[v] + shard->first_frame[v + 1]) / 2;
-        const uint8_t *rgb = shard_frame(shard, frame);
         batch_load(&batch, shard, &frame, 1, NULL, 0);
         model_forward(m, batch.input);
-        for (int y = 0; y < H * zoom; y++)
-            for (int x = 0; x < W * zoom; x++) {
-                size_t p = (size_t)(y / zoom) * W + x / zoom;
-                uint8_t *to = sheet + ((size_t)(v / columns * H * zoom + y) * SW + (size_t)(v % columns * W * zoom + x)) * 3;
-                int outline[2] = {0, 0};
-                for (int d = 0; d < 2; d++) {  // an outline pixel is inside, and its right or lower neighbour is not, or the reverse
-                    int yn = min_int((y + (d == 0)) / zoom, H - 1), xn = min_int((x + (d == 1)) / zoom, W - 1);
-                    size_t q = (size_t)yn * W + xn;
-                    outline[0] |= (m->logits[p] > 0.0f) != (m->logits[q] > 0.0f);
-                    outline[1] |= (batch.mask[p] > 0.5f) != (batch.mask[q] > 0.5f);
-                }
-                for (int c = 0; c < 3; c++) to[c] = rgb[3 * p + c];
-                if (outline[0] || outline[1]) to[0] = outline[0] ? 255 : 0, to[1] = outline[1] ? 255 : 0, to[2] = 0;
-            }
+        for (size_t i = 0; i < pixels; i++) masks[i] = m->logits[i] > 0.0f, masks[pixels + i] = batch.mask[i] > 0.5f;
+        overlay_add(&sheet, v, shard_frame(shard, frame), masks, masks + pixels);
     }
-    if (png_write(path, sheet, SW, SH, err, sizeof err) != 0) fail("%s", err);
+    if (png_write(path, sheet.rgb, sheet.W, sheet.H, err, sizeof err) != 0) fail("%s", err);
+    overlay_close(&sheet);
     batch_free(&batch);
-    free(sheet);
+    free(masks);
 }
 
 // Cosine from lr at epoch 0 to 1 % of it at the last one
@@ -2962,83 +3038,20 @@ static void train(const Options *o) {
     shard_close(&validation);
 }
 
-// Floating point operations of a forward pass as planned (2 per multiply-add), the decoder folded; a training step takes
-// three times as many: each product has one product for its input's and one for its weight's gradient.
-static double model_flops(const Model *m) {
-    const Config *c = &m->config;
-    double flops = 0, frames = (double)m->B * m->T, E = c->decoder_dim;
-    for (int i = 0; i < 4; i++) {
-        const Stage *st = &m->stages[i];
-        int s = c->reductions[i], Pk = (st->H / s) * (st->W / s), R = dt_rank(st->C), N = c->d_state;
-        double rows = frames * st->P, rows_k = frames * Pk, C = st->C, D = c->expand * C, scans = (double)strlen(c->scans);
-        double ffn = 2 * rows * (8 * C * C);
-        flops += 2 * rows * C * (i == 0 ? 3 : c->dims[i - 1]) * st->kernel * st->kernel;
-        flops += c->depths[i] * (2 * C * C * (2 * rows + 2 * rows_k + (s > 1 ? rows_k * s * s : 0)) + 4 * rows * Pk * C + ffn + 2 * rows * 4 * C * 9);
-        flops += c->mamba_depths[i] * (2 * rows * 3 * C * D + scans * 2 * rows * D * (c->d_conv + R + 2 * N + R + 3 * N) + ffn + 2 * rows * 4 * C * 27);
-        flops += 2 * rows * C * E + 2 * E * E * C + (i > 0 ? 3 * 2 * frames * m->stages[0].P * E : 4 * rows * E);
-    }
-    return flops;
-}
-
-static int compare_doubles(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double peak_mb(void) {
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    return (double)usage.ru_maxrss / 1024.0;
-}
-
-// Times one clip: forward in evaluation mode with the logits of all frames, then a whole training step
-static void bench(const Options *o) {
-    enum { RUNS = 9 };
-    Model model, *m = &model;
-    Batch batch;
-    int size = o->size ? o->size : 256, T = o->frames, threads = 1;
-    double times[RUNS], forward_ms, step_ms, forward_mb, step_mb;
-#ifdef _OPENMP
-    threads = omp_get_max_threads();
-#endif
-    model_from_options(m, o);
-    batch_init(&batch, 1, T, size, size);
-    for (size_t i = 0; i < (size_t)T * size * size * 3; i++) batch.input[i] = 4.0f * rng_uniform(1, i) - 2.0f;
-    for (size_t i = 0; i < (size_t)size * size; i++) batch.mask[i] = i % (size_t)size > (size_t)size / 2 ? 1.0f : 0.0f;
-    printf("%s, one clip of %d frames of %dx%d, %d threads, medians of %d\n", m->config.name, T, size, size, threads, RUNS);
-    model_plan(m, 1, T, size, size, 0, 1, 1);
-    model_forward(m, batch.input);
-    for (int i = 0; i < RUNS; i++) {
-        times[i] = seconds();
-        model_forward(m, batch.input);
-        times[i] = seconds() - times[i];
-    }
-    qsort(times, RUNS, sizeof times[0], compare_doubles);
-    forward_ms = 1e3 * times[RUNS / 2];
-    forward_mb = peak_mb();
-    double gflop = model_flops(m) / 1e9;
-    printf("forward, evaluation   %9.1f ms  %7.1f GFLOP  %6.1f GFLOP/s  peak %.0f MB\n", forward_ms, gflop, gflop / forward_ms * 1e3, forward_mb);
-    fflush(stdout);
-    model_plan(m, 1, T, size, size, 1, 0, 1);
-    train_step(m, &batch, 1e-4);
-    for (int i = 0; i < RUNS; i++) {
-        times[i] = seconds();
-        train_step(m, &batch, 1e-4);
-        times[i] = seconds() - times[i];
-    }
-    qsort(times, RUNS, sizeof times[0], compare_doubles);
-    step_ms = 1e3 * times[RUNS / 2];
-    step_mb = peak_mb();
-    printf("training step         %9.1f ms  %7.1f GFLOP  %6.1f GFLOP/s  peak %.0f MB\n", step_ms, 3 * gflop, 3 * gflop / step_ms * 1e3, step_mb);
-    printf("{\"config\": \"%s\", \"threads\": %d, \"forward_ms\": %.2f, \"step_ms\": %.2f, \"forward_peak_mb\": %.0f, \"step_peak_mb\": %.0f}\n",
-           m->config.name, threads, forward_ms, step_ms, forward_mb, step_mb);
-    batch_free(&batch);
-    model_free(m);
-}
+#include "dev/bench.h"  // bench(): ./train_vivim --bench
 
 #ifndef VIVIM_NO_MAIN
 int main(int argc, char **argv) {
     Options options;
+#if defined(_OPENMP) && defined(__linux__)
+    // Threads that wait for each other spin by default for milliseconds. On a machine that others use too, the one waited
+    // for then never gets a core, and everything is 100 times slower. OpenMP reads this at start only, so start again.
+    if (!getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT") && !getenv("KMP_BLOCKTIME")) {
+        setenv("GOMP_SPINCOUNT", "5000", 1);  // gcc's: about 10 microseconds
+        setenv("KMP_BLOCKTIME", "0", 1);      // clang's
+        execv("/proc/self/exe", argv);        // returns only if it failed: then go on as we are
+    }
+#endif
     options_parse(&options, argc, argv);
     if (options.help) {
         options_help();
@@ -3047,8 +3060,8 @@ int main(int argc, char **argv) {
 #ifdef __GLIBC__
     // Layers take and give back workspace at every call: let malloc reuse it instead of returning it to the system,
     // which would clear the pages each time.
-    mallopt(M_MMAP_THRESHOLD, 1 << 30);
-    mallopt(M_TRIM_THRESHOLD, 1 << 30);
+    mallopt(M_MMAP_MAX, 0);
+    mallopt(M_TRIM_THRESHOLD, -1);
 #endif
 #ifdef _OPENMP
     if (options.threads) omp_set_num_threads(options.threads);
