@@ -1,24 +1,24 @@
 /*
 train_vivim.c: Vivim, a video vision Mamba for medical video segmentation, in one file of plain C99.
 
-The whole model, forward and backward, its training, evaluation and data: a SegFormer encoder whose stages end in
-Mamba layers that scan a clip along three orders, and a light decoder that turns four feature maps into one mask.
+The whole model, forward and backward, its training, evaluation and data: a SegFormer encoder whose stages end in Mamba
+layers that scan a clip along three orders, and a light decoder that turns four feature maps into one mask.
 Paper: Yang et al., "Vivim: a Video Vision Mamba for Medical Video Segmentation", IEEE TCSVT 2025, arXiv 2401.14168.
 
 Not in this file: reading images and videos (prepro/frames.c), synthetic data (prepro/phantom.c), file formats
-(prepro/shard.h, prepro/safetensors.h, prepro/png.h).
+(prepro/shard.h, prepro/safetensors.h, prepro/png.h), the timing of --bench (dev/bench.h).
 
 Build and run:  make train_vivim && ./train_vivim          (./train_vivim --help lists every option)
 
 READING ORDER
-   1 utilities: errors, memory arenas           9 bilinear upsampling
+   1 utilities: errors, memory, fixed slices    9 bilinear upsampling
    2 elementary functions that vectorise       10 batch norm and the segmentation head
-   3 counter-based random numbers              11 the segmentation loss
-   4 matmul: the linear layers                 12 the model: tensor table, sublayers, forward, backward, Adam
+   3 counter-based random numbers              11 the segmentation loss, Adam
+   4 matmul: the linear layers                 12 the model: tensor table, sublayers, decoder, forward, backward
    5 layer norm, GELU, residual                13 checkpoints
    6 convolutions: depthwise and dense         14 data: clips, augmentation, batches
    7 attention                                 15 metrics
-   8 causal conv and the selective scan        16 options, train, evaluate, bench, main
+   8 causal conv and the selective scan        16 options, train, evaluate, main
 
 GLOSSARY (PyTorch and the Mamba paper use the same letters)
    B clips in a batch    T frames of a clip       H, W height and width of a grid    C channels
@@ -32,13 +32,12 @@ CONVENTIONS
    Weights keep PyTorch's shapes: a linear (out, in), a convolution (out, in, kh, kw).
    op_forward(out, what backward needs, inputs, weights, sizes). op_backward(dinp, dweight, dbias, dout, ...).
    A backward ADDS to the gradients of parameters and OVERWRITES the gradients of activations.
-   Threads share work by fixed pieces, and sums over tokens are made in fixed slices: the number of threads never
-   changes a bit of any result. test_vivim.c holds every function to PyTorch's numbers and to finite differences.
+   Threads share work by fixed pieces, and sums over tokens are made in fixed slices: the number of threads never changes a
+   bit of any result. test_vivim.c holds every function to PyTorch's numbers and to finite differences.
 */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE  // POSIX (mmap, sigaction, clock_gettime) and madvise
 #endif
-#include <ctype.h>
 #include <errno.h>
 #include <math.h>
 #include <signal.h>
@@ -70,26 +69,17 @@ CONVENTIONS
 // ---------------------------------------------------------------------------------------------------------------------
 // 1 UTILITIES
 
-#if defined(__GNUC__) || defined(__clang__)
+// Both compilers that build this, gcc and clang, know these in C and in C++.
 #define RESTRICT __restrict
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 #define PREFETCH(address) __builtin_prefetch(address, 0, 2)
 #define PREFETCH_WRITE(address) __builtin_prefetch(address, 1)
 #define PRINTF_LIKE(text, first) __attribute__((format(printf, text, first)))
-#else
-#define RESTRICT
-#define ALWAYS_INLINE static inline
-#define PREFETCH(address) ((void)0)
-#define PREFETCH_WRITE(address) ((void)0)
-#define PRINTF_LIKE(text, first)
-#endif
 #if defined(__clang__)  // unroll the next loop completely if its trip count is a constant
 #pragma clang diagnostic ignored "-Wpass-failed"  // "loop not unrolled": true of the instances with run-time sizes, expected
 #define UNROLL _Pragma("clang loop unroll(full)")
-#elif defined(__GNUC__)
-#define UNROLL _Pragma("GCC unroll 16")
 #else
-#define UNROLL
+#define UNROLL _Pragma("GCC unroll 16")
 #endif
 
 static inline int min_int(int a, int b) { return a < b ? a : b; }
@@ -97,14 +87,10 @@ static inline int max_int(int a, int b) { return a > b ? a : b; }
 static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // One clear line on stderr - what, where, what to do - and exit status 1.
-static void fail(const char *format, ...) PRINTF_LIKE(1, 2);
-static void fail(const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    fflush(stdout);
-    fprintf(stderr, "train_vivim: ");
-    vfprintf(stderr, format, args);
-    fprintf(stderr, "\n");
+PRINTF_LIKE(1, 2) static void fail(const char *format, ...) {
+    va_list args; va_start(args, format);
+    fflush(stdout); fprintf(stderr, "train_vivim: ");
+    vfprintf(stderr, format, args); fprintf(stderr, "\n");
     va_end(args);
     exit(1);
 }
@@ -120,20 +106,16 @@ static void *malloc_check(size_t bytes) {
     return p;
 }
 
-static void *calloc_check(size_t count, size_t size) {
-    return memset(malloc_check(count * size), 0, count * size);
-}
-
+static void *calloc_check(size_t count, size_t size) { return memset(malloc_check(count * size), 0, count * size); }
 static float *malloc_floats(size_t n) { return (float *)malloc_check(n * sizeof(float)); }
 
 static double seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    struct timespec now; clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-// An arena is one block of memory from which tensors are cut one after the other. With base == NULL it only counts:
-// the same layout code first measures a plan, then, run again, hands out the pointers.
+// An arena is one block of memory from which tensors are cut one after the other. With base == NULL it only counts: the
+// same layout code first measures a plan, then, run again, hands out the pointers.
 typedef struct {
     char *base;
     size_t used, peak, size;  // bytes; peak is the largest `used` so far
@@ -144,6 +126,8 @@ typedef struct {
 enum { RED_ZONE = 64 };  // poisoned bytes between tensors: running over a tensor's end is caught
 #else
 enum { RED_ZONE = 0 };
+#define ASAN_POISON_MEMORY_REGION(address, bytes) ((void)0)
+#define ASAN_UNPOISON_MEMORY_REGION(address, bytes) ((void)0)
 #endif
 
 static float *arena_take(Arena *arena, size_t n) {
@@ -151,20 +135,17 @@ static float *arena_take(Arena *arena, size_t n) {
     float *p = arena->base ? (float *)(void *)(arena->base + arena->used) : NULL;
     arena->used += bytes + RED_ZONE;
     if (arena->used > arena->peak) arena->peak = arena->used;
-    if (arena->base && arena->used > arena->size) fail("internal error: an arena of %zu bytes is too small", arena->size);
-#if defined(__SANITIZE_ADDRESS__)
+    if (p && arena->used > arena->size) fail("internal error: an arena of %zu bytes is too small; please report it",
+                                             arena->size);
     if (p) {
         ASAN_UNPOISON_MEMORY_REGION(p, n * sizeof(float));
         ASAN_POISON_MEMORY_REGION((char *)p + n * sizeof(float), bytes - n * sizeof(float) + RED_ZONE);
     }
-#endif
     return p;
 }
 
 static void arena_free(Arena *arena) {
-#if defined(__SANITIZE_ADDRESS__)
     if (arena->base) ASAN_UNPOISON_MEMORY_REGION(arena->base, arena->size);
-#endif
     free(arena->base);
     memset(arena, 0, sizeof *arena);
 }
@@ -172,43 +153,39 @@ static void arena_free(Arena *arena) {
 // Makes room for `size` bytes (keeps what is there if it is already large enough; contents are not kept otherwise).
 static void arena_reserve(Arena *arena, size_t size) {
     if (arena->base == NULL || arena->size < size) {
-        void *base = NULL;
-        arena_free(arena);
+        void *base = NULL; arena_free(arena);
         size = (size + 2097151) / 2097152 * 2097152;
         if (posix_memalign(&base, 2097152, size) != 0) out_of_memory((double)size);
 #ifdef MADV_HUGEPAGE
         madvise(base, size, MADV_HUGEPAGE);  // fewer TLB misses: 5-20 % on the memory-bound layers
 #endif
-        arena->base = (char *)base;
-        arena->size = size;
+        arena->base = (char *)base, arena->size = size;
     }
-#if defined(__SANITIZE_ADDRESS__)
     ASAN_UNPOISON_MEMORY_REGION(arena->base, arena->size);
-#endif
     arena->used = 0;
 }
 
-// Sums over many rows (tokens) are made in SLICES fixed slices, each by one thread, and the slices added in order:
-// parallel, and the same bits for every number of threads.
+// Sums over many rows (tokens) are made in SLICES fixed slices, each by one thread into numbers of its own, and the slices
+// added in order: parallel, and the same bits for every number of threads.
 enum { SLICES = 32 };
 
 static size_t slice_start(size_t n, int slice) { return n * (size_t)slice / SLICES; }
 
-// out[i] += sum over slices of partial[slice*n + i]
-static void add_slices(float *out, const float *partial, size_t n) {
+// zeros for n sums of every slice: (SLICES, n)
+static float *slices_alloc(size_t n) { return (float *)calloc_check(SLICES * n, sizeof(float)); }
+
+// partial[i] = sum over slices of partial[slice*n + i]: the first slice becomes the sum of all
+static void slices_sum(float *partial, size_t n) {
     #pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < n; i++) {
-        float sum = 0.0f;
-        for (int s = 0; s < SLICES; s++) sum += partial[(size_t)s * n + i];
-        out[i] += sum;
-    }
+    for (size_t i = 0; i < n; i++)
+        for (int s = 1; s < SLICES; s++) partial[i] += partial[(size_t)s * n + i];
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // 2 ELEMENTARY FUNCTIONS THAT VECTORISE
 //
-// libm's expf and erff are calls the compiler cannot vectorise without fast-math, and fast-math would hide NaN. These
-// are branch-free polynomials instead: inside `#pragma omp simd` loops they run 16 lanes at a time. NaN stays NaN.
+// libm's expf and erff are calls the compiler cannot vectorise without fast-math, and fast-math would hide NaN. These are
+// branch-free polynomials instead: inside `#pragma omp simd` loops they run 16 lanes at a time. NaN stays NaN.
 
 #ifdef VIVIM_DOUBLE
 static inline float exp2_simd(float x) { return exp2(x); }
@@ -223,12 +200,8 @@ static inline float exp2_simd(float x) {
     x = x < -126.0f ? -126.0f : x;  // written so that NaN passes
     shifted.f = x + 12582912.0f;
     float f = x - (shifted.f - 12582912.0f);
-    float p = 1.3264727e-3f;
-    p = p * f + 9.6715127e-3f;
-    p = p * f + 5.5507337e-2f;
-    p = p * f + 2.4022242e-1f;
-    p = p * f + 6.9314698e-1f;
-    power.f = p * f + 1.0f;
+    float p = ((1.3264727e-3f * f + 9.6715127e-3f) * f + 5.5507337e-2f) * f + 2.4022242e-1f;
+    power.f = (p * f + 6.9314698e-1f) * f + 1.0f;
     power.bits += shifted.bits << 23;
     return power.f;
 }
@@ -242,45 +215,25 @@ static inline float exp_simd(float x) {
     shifted.f = x * 1.44269504f + 12582912.0f;
     float k = shifted.f - 12582912.0f, f = x - k * 0.693359375f;
     f = f + k * 2.12194440e-4f;
-    float p = 1.383684195e-03f;
-    p = p * f + 8.374815782e-03f;
-    p = p * f + 4.166822564e-02f;
-    p = p * f + 1.666642017e-01f;
-    p = p * f + 4.999999208e-01f;
-    p = p * f + 1.0f;
-    power.f = p * f + 1.0f;
+    float p = ((1.383684195e-03f * f + 8.374815782e-03f) * f + 4.166822564e-02f) * f + 1.666642017e-01f;
+    power.f = ((p * f + 4.999999208e-01f) * f + 1.0f) * f + 1.0f;
     power.bits += shifted.bits << 23;
     return power.f;
 }
 
 // log(1 + u) for 0 <= u <= 1, relative error 5e-9 before rounding
 static inline float log1p_simd(float u) {
-    float p = -3.243980824e-03f;
-    p = p * u + 1.985126246e-02f;
-    p = p * u - 5.695915876e-02f;
-    p = p * u + 1.060361684e-01f;
-    p = p * u - 1.530557010e-01f;
-    p = p * u + 1.967593146e-01f;
-    p = p * u - 2.495413213e-01f;
-    p = p * u + 3.332996227e-01f;
-    p = p * u - 4.999990242e-01f;
-    p = p * u + 1.0f;
-    return p * u;
+    float p = ((-3.243980824e-03f * u + 1.985126246e-02f) * u - 5.695915876e-02f) * u + 1.060361684e-01f;
+    p = ((p * u - 1.530557010e-01f) * u + 1.967593146e-01f) * u - 2.495413213e-01f;
+    return (((p * u + 3.332996227e-01f) * u - 4.999990242e-01f) * u + 1.0f) * u;
 }
 
-// P(X <= x) of a standard normal = 1 - erfc(x/sqrt 2)/2. For a = |x| the tail is erfc(a/sqrt 2) = 2^(-a Q(a)) with a
-// smooth Q, fitted so that the result is within 2e-8; beyond a = 10 the tail is below 2^-70 and stays there.
+// P(X <= x) of a standard normal = 1 - erfc(x/sqrt 2)/2. For a = |x| the tail is erfc(a/sqrt 2) = 2^(-a Q(a)) with a smooth
+// Q, fitted so that the result is within 2e-8; beyond a = 10 the tail is below 2^-70 and stays there.
 static inline float normal_cdf_simd(float x) {
-    float a = fabsf(x), q, tail;
-    a = a > 10.0f ? 10.0f : a;
-    q = 2.334923497e-06f;
-    q = q * a - 3.373753505e-05f;
-    q = q * a + 1.612926143e-04f;
-    q = q * a + 1.917062060e-04f;
-    q = q * a - 7.126868233e-03f;
-    q = q * a + 5.253361498e-02f;
-    q = q * a + 4.591982811e-01f;
-    q = q * a + 1.151106042e+00f;
+    float a = fabsf(x), q, tail; a = a > 10.0f ? 10.0f : a;
+    q = ((2.334923497e-06f * a - 3.373753505e-05f) * a + 1.612926143e-04f) * a + 1.917062060e-04f;
+    q = (((q * a - 7.126868233e-03f) * a + 5.253361498e-02f) * a + 4.591982811e-01f) * a + 1.151106042e+00f;
     tail = 0.5f * exp2_simd(-a * q);
     return x > 0.0f ? 1.0f - tail : tail;
 }
@@ -293,23 +246,21 @@ static inline float silu_grad_simd(float x) {
     float s = sigmoid_simd(x);
     return s * (1.0f + x * (1.0f - s));
 }
-// softplus(x) = log(1 + e^x) = max(x, 0) + log(1 + e^-|x|). PyTorch returns x itself above 20, where the two agree to
-// the last bit in float32.
+// softplus(x) = log(1 + e^x) = max(x, 0) + log(1 + e^-|x|). PyTorch returns x itself above 20, where the two agree to the
+// last bit in float32.
 static inline float softplus_simd(float x) {
     float positive = x > 0.0f ? x : 0.0f * x;  // 0*x keeps NaN
     return positive + log1p_simd(exp_simd(-fabsf(x)));
 }
 static inline float gelu_simd(float x) { return x * normal_cdf_simd(x); }
 // d gelu / dx = cdf(x) + x pdf(x)
-static inline float gelu_grad_simd(float x) {
-    return normal_cdf_simd(x) + x * 0.39894228f * exp_simd(-0.5f * x * x);
-}
+static inline float gelu_grad_simd(float x) { return normal_cdf_simd(x) + x * 0.39894228f * exp_simd(-0.5f * x * x); }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // 3 COUNTER-BASED RANDOM NUMBERS
 //
-// A random number is a hash of (seed, stream, step, index), not the next one of a sequence: any thread, a GPU, or a
-// resumed run gets the same value without knowing what was drawn before it.
+// A random number is a hash of (seed, stream, step, index), not the next one of a sequence: any thread, a GPU, or a resumed
+// run gets the same value without knowing what was drawn before it.
 
 enum { RNG_INIT = 1, RNG_SHUFFLE, RNG_AUGMENT, RNG_DROP_PATH, RNG_DROPOUT };  // streams
 
@@ -332,7 +283,8 @@ static inline uint32_t rng_u32(uint64_t key, uint64_t i) {
     x = (x ^ (x >> 15)) * 0xD35A2D97u;
     return x ^ (x >> 15);
 }
-static inline float rng_uniform(uint64_t key, uint64_t i) { return (float)(rng_u32(key, i) >> 8) * (1.0f / 16777216.0f); }  // [0, 1)
+// uniform in [0, 1)
+static inline float rng_uniform(uint64_t key, uint64_t i) { return (float)(rng_u32(key, i) >> 8) * (1.0f / 16777216.0f); }
 static float rng_normal(uint64_t key, uint64_t i) {  // Box-Muller
     double u = ((double)rng_u32(key, 2 * i) + 1.0) / 4294967296.0, v = (double)rng_u32(key, 2 * i + 1) / 4294967296.0;
     return (float)(sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v));
@@ -627,13 +579,12 @@ static void matmul_backward(float *dinp, float *dweight, float *dbias, const flo
 
 // torch.nn.functional.layer_norm(inp, (C,), weight, bias, eps=1e-5)
 // out, inp (rows, C); mean, rstd (rows) are kept for backward; weight, bias (C)
-static void layernorm_forward(float *out, float *mean, float *rstd, const float *inp, const float *weight,
-                              const float *bias, int rows, int C) {
+static void layernorm_forward(float *out, float *mean, float *rstd, const float *inp, const float *weight, const float *bias,
+                              int rows, int C) {
     #pragma omp parallel for schedule(static)
     for (int r = 0; r < rows; r++) {
         const float *RESTRICT x = inp + (size_t)r * C;
-        float *RESTRICT o = out + (size_t)r * C;
-        float sum = 0.0f, var = 0.0f, m, s;
+        float *RESTRICT o = out + (size_t)r * C, sum = 0.0f, var = 0.0f, m, s;
         #pragma omp simd reduction(+ : sum)
         for (int c = 0; c < C; c++) sum += x[c];
         m = sum / (float)C;
@@ -642,8 +593,7 @@ static void layernorm_forward(float *out, float *mean, float *rstd, const float 
         s = 1.0f / sqrtf(var / (float)C + 1e-5f);
         #pragma omp simd
         for (int c = 0; c < C; c++) o[c] = (x[c] - m) * s * weight[c] + bias[c];
-        mean[r] = m;
-        rstd[r] = s;
+        mean[r] = m, rstd[r] = s;
     }
 }
 
@@ -651,8 +601,9 @@ static void layernorm_forward(float *out, float *mean, float *rstd, const float 
 //   dinp = dresidual + rstd (dn - mean_c(dn) - n mean_c(dn n));  dweight += sum_rows dout n;  dbias += sum_rows dout
 // dresidual (rows, C) is the gradient that reaches inp along the residual connection: NULL for none, may be dinp.
 static void layernorm_backward(float *dinp, float *dweight, float *dbias, const float *dout, const float *dresidual,
-                               const float *inp, const float *weight, const float *mean, const float *rstd, int rows, int C) {
-    float *partial = (float *)calloc_check((size_t)SLICES * 2 * C, sizeof(float));  // (SLICES, 2, C)
+                               const float *inp, const float *weight, const float *mean, const float *rstd, int rows,
+                               int C) {
+    float *partial = slices_alloc((size_t)2 * C);  // (SLICES, {dweight, dbias}, C)
     #pragma omp parallel for schedule(static)
     for (int slice = 0; slice < SLICES; slice++) {
         float *RESTRICT pw = partial + (size_t)slice * 2 * C, *RESTRICT pb = pw + C;
@@ -662,23 +613,17 @@ static void layernorm_backward(float *dinp, float *dweight, float *dbias, const 
             #pragma omp simd reduction(+ : dn_mean, dn_n_mean)
             for (int c = 0; c < C; c++) {
                 float n = (x[c] - m) * s, dn = dy[c] * weight[c];
-                dn_mean += dn;
-                dn_n_mean += dn * n;
-                pw[c] += dy[c] * n;
-                pb[c] += dy[c];
+                dn_mean += dn; dn_n_mean += dn * n;
+                pw[c] += dy[c] * n; pb[c] += dy[c];
             }
-            dn_mean /= (float)C;
-            dn_n_mean /= (float)C;
+            dn_mean /= (float)C, dn_n_mean /= (float)C;
             #pragma omp simd
             for (int c = 0; c < C; c++)
                 dx[c] = (res ? res[c] : 0.0f) + s * (dy[c] * weight[c] - dn_mean - (x[c] - m) * s * dn_n_mean);
         }
     }
-    for (int slice = 0; slice < SLICES; slice++)
-        for (int c = 0; c < C; c++) {
-            dweight[c] += partial[(size_t)slice * 2 * C + c];
-            dbias[c] += partial[(size_t)slice * 2 * C + C + c];
-        }
+    slices_sum(partial, (size_t)2 * C);
+    for (int c = 0; c < C; c++) dweight[c] += partial[c], dbias[c] += partial[C + c];
     free(partial);
 }
 
@@ -695,35 +640,31 @@ static void gelu_backward(float *dinp, const float *dout, const float *inp, size
 }
 
 // out = x + scale * branch: a residual connection. scale (frames) is drop path's factor for each frame's branch (0 if
-// dropped, 1/(1-p) if kept); NULL: 1 everywhere. Each frame has n floats.
-static void residual_forward(float *out, const float *x, const float *branch, const float *scale, int frames, size_t n) {
+// dropped, 1/(1-p) if kept); NULL: 1 everywhere. Each frame has n floats. Backward: the gradient along x is dout itself, the
+// branch's is scale * dout, the same with x = NULL.
+static void residual(float *out, const float *x, const float *branch, const float *scale, int frames, size_t n) {
     #pragma omp parallel for collapse(2) schedule(static)
     for (int f = 0; f < frames; f++)
         for (int piece = 0; piece < 8; piece++) {
-            size_t end = (size_t)f * n + n * (size_t)(piece + 1) / 8;
+            size_t start = (size_t)f * n + n * (size_t)piece / 8, end = (size_t)f * n + n * (size_t)(piece + 1) / 8;
             float s = scale ? scale[f] : 1.0f;
             #pragma omp simd
-            for (size_t i = (size_t)f * n + n * (size_t)piece / 8; i < end; i++) out[i] = x[i] + s * branch[i];
+            for (size_t i = start; i < end; i++) out[i] = (x ? x[i] : 0.0f) + s * branch[i];
         }
-}
-
-// dbranch = scale * dout (the gradient along x is dout itself)
-static void residual_backward(float *dbranch, const float *dout, const float *scale, int frames, size_t n) {
-    #pragma omp parallel for schedule(static)
-    for (int f = 0; f < frames; f++)
-        for (size_t i = (size_t)f * n; i < (size_t)(f + 1) * n; i++) dbranch[i] = scale[f] * dout[i];
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // 6 CONVOLUTIONS
 
-enum { CONV_LANES = 64 };  // channels that a depthwise convolution handles at a time: 4 vector registers of 16
+// channels that a depthwise convolution handles at a time: 4 vector registers of 16; its weight gradient holds 3 taps of 16
+enum { CONV_LANES = 64, CONV_GRAD_LANES = 16 };
 
-// weight (C, taps), PyTorch's order -> (taps, C), so that a tap's weights of neighbouring channels are neighbours
-static float *taps_first(const float *weight, int C, int taps) {
+// weight (C, taps), PyTorch's order -> (taps, C), so that a tap's weights of neighbouring channels are neighbours.
+// turned: the taps in reverse order.
+static float *taps_first(const float *weight, int C, int taps, int turned) {
     float *w = malloc_floats((size_t)taps * C);
     for (int c = 0; c < C; c++)
-        for (int k = 0; k < taps; k++) w[(size_t)k * C + c] = weight[(size_t)c * taps + k];
+        for (int k = 0; k < taps; k++) w[(size_t)(turned ? taps - 1 - k : k) * C + c] = weight[(size_t)c * taps + k];
     return w;
 }
 
@@ -735,83 +676,64 @@ ALWAYS_INLINE void dwconv_row(const int n, float *RESTRICT out, const float *RES
         float sum[CONV_LANES];
         #pragma omp simd
         for (int c = 0; c < n; c++) sum[c] = bias ? bias[c] : 0.0f;
-        for (int dt = 0; dt < kt; dt++) {
-            int ti = t + dt - kt / 2;
-            if (ti < 0 || ti >= T) continue;
-            for (int dh = 0; dh < 3; dh++) {
-                int hi = h + dh - 1;
-                if (hi < 0 || hi >= H) continue;
+        for (int dt = max_int(0, kt / 2 - t); dt < min_int(kt, T + kt / 2 - t); dt++)
+            for (int dh = max_int(0, 1 - h); dh < min_int(3, H + 1 - h); dh++)
                 for (int dw = max_int(0, 1 - w); dw < min_int(3, W + 1 - w); dw++) {
-                    const float *RESTRICT x = inp + ((size_t)(ti * H + hi) * W + w + dw - 1) * C;
+                    const float *RESTRICT x = inp + ((size_t)((t + dt - kt / 2) * H + h + dh - 1) * W + w + dw - 1) * C;
                     const float *RESTRICT k = weight + (size_t)((dt * 3 + dh) * 3 + dw) * C;
                     #pragma omp simd
                     for (int c = 0; c < n; c++) sum[c] += x[c] * k[c];
                 }
-            }
-        }
         #pragma omp simd
         for (int c = 0; c < n; c++) out[(size_t)w * C + c] = sum[c];
     }
 }
 
-// taps-first kernels over a whole tensor; the body of dwconv_forward and of dwconv_backward's dinp
-static void dwconv_apply(float *out, const float *inp, const float *w, const float *bias, int B, int T, int H, int W, int C, int kt) {
+// taps-first kernels w over a whole tensor; the body of dwconv_forward and of dwconv_backward's dinp
+static void dwconv_apply(float *out, const float *inp, const float *w, const float *bias, int B, int T, int H, int W, int C,
+                         int kt) {
     #pragma omp parallel for schedule(static)
-    for (int row = 0; row < B * T * H; row++) {
-        int h = row % H, t = row / H % T, b = row / (H * T);
-        for (int c = 0; c < C; c += CONV_LANES) {
+    for (int row = 0; row < B * T * H; row++)
+        for (int c = 0, h = row % H, t = row / H % T, b = row / (H * T); c < C; c += CONV_LANES) {
             float *o = out + (size_t)row * W * C + c;
-            const float *x = inp + (size_t)b * T * H * W * C + c;
-            if (C - c >= CONV_LANES) dwconv_row(CONV_LANES, o, x, w + c, bias ? bias + c : NULL, t, h, T, H, W, C, kt);
-            else dwconv_row(C - c, o, x, w + c, bias ? bias + c : NULL, t, h, T, H, W, C, kt);
+            const float *x = inp + (size_t)b * T * H * W * C + c, *bias_c = bias ? bias + c : NULL;
+            if (C - c >= CONV_LANES) dwconv_row(CONV_LANES, o, x, w + c, bias_c, t, h, T, H, W, C, kt);
+            else dwconv_row(C - c, o, x, w + c, bias_c, t, h, T, H, W, C, kt);
         }
-    }
 }
 
 // nn.Conv3d(C, C, (kt,3,3), padding=(kt//2,1,1), groups=C), and nn.Conv2d(C, C, 3, padding=1, groups=C) for kt = 1.
 // out, inp (B, T, H, W, C); weight (C, 1, [kt,] 3, 3); bias (C)
-static void dwconv_forward(float *out, const float *inp, const float *weight, const float *bias,
-                           int B, int T, int H, int W, int C, int kt) {
-    float *w = taps_first(weight, C, kt * 9);
-    dwconv_apply(out, inp, w, bias, B, T, H, W, C, kt);
+static void dwconv_forward(float *out, const float *inp, const float *weight, const float *bias, int B, int T, int H, int W,
+                           int C, int kt) {
+    float *w = taps_first(weight, C, kt * 9, 0); dwconv_apply(out, inp, w, bias, B, T, H, W, C, kt);
     free(w);
 }
 
-// n channels of dweight and dbias from one output row: 9 running sums per frame tap stay in registers along the row
+// n channels of dweight and dbias from one output row: the 3 running sums of a row of taps stay in registers along the row
 ALWAYS_INLINE void dwconv_row_dweight(const int n, float *RESTRICT dw, float *RESTRICT db, const float *RESTRICT dout,
                                       const float *RESTRICT inp, int t, int h, int T, int H, int W, int C, int kt) {
-    for (int dt = 0; dt < kt; dt++) {
-        int ti = t + dt - kt / 2;
-        if (ti < 0 || ti >= T) continue;
-        for (int dh = 0; dh < 3; dh++) {
-            int hi = h + dh - 1;
-            const float *RESTRICT x = inp + (size_t)(ti * H + hi) * W * C;
-            float left[16], middle[16], right[16];
-            if (hi < 0 || hi >= H) continue;
+    for (int dt = max_int(0, kt / 2 - t); dt < min_int(kt, T + kt / 2 - t); dt++)
+        for (int dh = max_int(0, 1 - h); dh < min_int(3, H + 1 - h); dh++) {
+            const float *RESTRICT x = inp + (size_t)((t + dt - kt / 2) * H + h + dh - 1) * W * C;
+            float left[CONV_GRAD_LANES], middle[CONV_GRAD_LANES], right[CONV_GRAD_LANES];
             #pragma omp simd
             for (int c = 0; c < n; c++) left[c] = middle[c] = right[c] = 0.0f;
             for (int w = 0; w < W; w++) {  // input pixel w meets the outputs at w + 1, w, w - 1
                 const float *dy = dout + (size_t)w * C, *xw = x + (size_t)w * C;
-                if (w + 1 < W) {
+                if (w + 1 < W)
                     #pragma omp simd
                     for (int c = 0; c < n; c++) left[c] += xw[c] * dy[C + c];
-                }
                 #pragma omp simd
                 for (int c = 0; c < n; c++) middle[c] += xw[c] * dy[c];
-                if (w > 0) {
+                if (w > 0)
                     #pragma omp simd
                     for (int c = 0; c < n; c++) right[c] += xw[c] * dy[c - C];
-                }
             }
             float *k = dw + (size_t)(dt * 3 + dh) * 3 * C;
             #pragma omp simd
-            for (int c = 0; c < n; c++) {
-                k[c] += left[c];
-                k[C + c] += middle[c];
-                k[2 * C + c] += right[c];
-            }
+            for (int c = 0; c < n; c++) k[c] += left[c], k[C + c] += middle[c], k[2 * C + c] += right[c];
         }
-    }
     for (int w = 0; w < W; w++)
         #pragma omp simd
         for (int c = 0; c < n; c++) db[c] += dout[(size_t)w * C + c];
@@ -821,80 +743,60 @@ ALWAYS_INLINE void dwconv_row_dweight(const int n, float *RESTRICT dw, float *RE
 // dweight[tap] += sum over tokens of dout * inp[token + tap]
 static void dwconv_backward(float *dinp, float *dweight, float *dbias, const float *dout, const float *inp,
                             const float *weight, int B, int T, int H, int W, int C, int kt) {
-    int taps = kt * 9;
-    float *w = taps_first(weight, C, taps), *turned = malloc_floats((size_t)taps * C);
-    size_t part = (size_t)(taps + 1) * C;
-    float *partial = (float *)calloc_check(SLICES * part, sizeof(float)), *sum;  // (SLICES, taps + 1, C)
-    for (int k = 0; k < taps; k++) memcpy(turned + (size_t)k * C, w + (size_t)(taps - 1 - k) * C, sizeof(float) * (size_t)C);
+    int taps = kt * 9; size_t sums = (size_t)(taps + 1) * C, rows = (size_t)B * T * H;
+    float *turned = taps_first(weight, C, taps, 1), *partial = slices_alloc(sums);  // (SLICES, taps + 1, C): dweight, dbias
     dwconv_apply(dinp, dout, turned, NULL, B, T, H, W, C, kt);
     #pragma omp parallel for schedule(static)
     for (int slice = 0; slice < SLICES; slice++) {
-        float *dw = partial + (size_t)slice * part, *db = dw + (size_t)taps * C;
-        for (int row = (int)slice_start((size_t)(B * T * H), slice); row < (int)slice_start((size_t)(B * T * H), slice + 1); row++) {
-            int h = row % H, t = row / H % T, b = row / (H * T);
-            for (int c = 0; c < C; c += 16) {
+        float *dw = partial + (size_t)slice * sums, *db = dw + (size_t)taps * C;
+        for (int row = (int)slice_start(rows, slice); row < (int)slice_start(rows, slice + 1); row++)
+            for (int c = 0, h = row % H, t = row / H % T, b = row / (H * T); c < C; c += CONV_GRAD_LANES) {
                 const float *dy = dout + (size_t)row * W * C + c, *x = inp + (size_t)b * T * H * W * C + c;
-                if (C - c >= 16) dwconv_row_dweight(16, dw + c, db + c, dy, x, t, h, T, H, W, C, kt);
+                if (C - c >= CONV_GRAD_LANES) dwconv_row_dweight(CONV_GRAD_LANES, dw + c, db + c, dy, x, t, h, T, H, W, C,
+                                                                 kt);
                 else dwconv_row_dweight(C - c, dw + c, db + c, dy, x, t, h, T, H, W, C, kt);
             }
-        }
     }
-    sum = (float *)calloc_check(part, sizeof(float));
-    add_slices(sum, partial, part);
+    slices_sum(partial, sums);
     for (int c = 0; c < C; c++) {
-        for (int k = 0; k < taps; k++) dweight[(size_t)c * taps + k] += sum[(size_t)k * C + c];
-        dbias[c] += sum[(size_t)taps * C + c];
+        for (int k = 0; k < taps; k++) dweight[(size_t)c * taps + k] += partial[(size_t)k * C + c];
+        dbias[c] += partial[(size_t)taps * C + c];
     }
-    free(sum);
-    free(partial);
-    free(turned);
-    free(w);
+    free(partial); free(turned);
 }
 
-// A dense convolution is a matrix product of patches with the kernels. A chunk of frames is unfolded at a time, so that
-// the patches (C*k*k floats per output pixel) stay small.
-static int conv_frames_per_chunk(int N, int pixels, int patch) {
-    return max_int(1, min_int(N, (int)(4194304 / ((size_t)pixels * patch))));
-}
-
-// col (frames*OH*OW, C*k*k) = the k x k patches of inp (frames, H, W, C), zeros outside; column (c*k + ky)*k + kx as in
-// the weight's layout
-static void im2col(float *col, const float *inp, int frames, int H, int W, int C, int OH, int OW, int k, int stride, int pad) {
-    size_t patch = (size_t)C * k * k;
+// col (frames*OH*OW, C*k*k) = the k x k patches of inp (frames, H, W, C), zeros outside; column (c*k + ky)*k + kx as in the
+// weight's layout
+static void im2col(float *col, const float *inp, int frames, int H, int W, int C, int OH, int OW, int k, int stride,
+                   int pad) {
     #pragma omp parallel for schedule(static)
-    for (int row = 0; row < frames * OH; row++) {
-        int f = row / OH, oy = row % OH;
+    for (int row = 0; row < frames * OH; row++)
         for (int ox = 0; ox < OW; ox++) {
-            float *to = col + ((size_t)row * OW + ox) * patch;
+            float *to = col + ((size_t)row * OW + ox) * ((size_t)C * k * k);
             for (int ky = 0; ky < k; ky++)
                 for (int kx = 0; kx < k; kx++) {
-                    int y = oy * stride - pad + ky, x = ox * stride - pad + kx;
-                    if (y >= 0 && y < H && x >= 0 && x < W) {
-                        const float *from = inp + (((size_t)f * H + y) * W + x) * C;
-                        for (int c = 0; c < C; c++) to[(c * k + ky) * k + kx] = from[c];
-                    } else {
-                        for (int c = 0; c < C; c++) to[(c * k + ky) * k + kx] = 0.0f;
-                    }
+                    int y = row % OH * stride - pad + ky, x = ox * stride - pad + kx;
+                    int inside = y >= 0 && y < H && x >= 0 && x < W;
+                    const float *from = inside ? inp + (((size_t)(row / OH) * H + y) * W + x) * C : NULL;
+                    for (int c = 0; c < C; c++) to[(c * k + ky) * k + kx] = from ? from[c] : 0.0f;
                 }
         }
-    }
 }
 
 // the transpose of im2col: every input pixel sums the patch entries that it was copied to
-static void col2im(float *dinp, const float *dcol, int frames, int H, int W, int C, int OH, int OW, int k, int stride, int pad) {
-    size_t patch = (size_t)C * k * k;
+static void col2im(float *dinp, const float *dcol, int frames, int H, int W, int C, int OH, int OW, int k, int stride,
+                   int pad) {
     #pragma omp parallel for schedule(static)
     for (int row = 0; row < frames * H; row++) {
-        int f = row / H, y = row % H;
         float *to = dinp + (size_t)row * W * C;
         memset(to, 0, sizeof(float) * (size_t)W * C);
         for (int ky = 0; ky < k; ky++) {
-            int oy = (y + pad - ky) / stride;
-            if (y + pad - ky < 0 || (y + pad - ky) % stride != 0 || oy >= OH) continue;
+            int y = row % H + pad - ky, oy = y / stride;  // input row y is row ky of the patches at oy, if that is one
+            if (y < 0 || y % stride != 0 || oy >= OH) continue;
             for (int ox = 0; ox < OW; ox++)
                 for (int kx = 0; kx < k; kx++) {
                     int x = ox * stride - pad + kx;
-                    const float *from = dcol + (((size_t)f * OH + oy) * OW + ox) * patch;
+                    const float *from = dcol + (((size_t)(row / H) * OH + oy) * OW + ox) * ((size_t)C * k * k);
                     if (x < 0 || x >= W) continue;
                     for (int c = 0; c < C; c++) to[(size_t)x * C + c] += from[(c * k + ky) * k + kx];
                 }
@@ -904,9 +806,15 @@ static void col2im(float *dinp, const float *dcol, int frames, int H, int W, int
 
 static int conv_size(int n, int k, int stride, int pad) { return (n + 2 * pad - k) / stride + 1; }
 
+// A dense convolution is a matrix product of patches with the kernels. As many frames are unfolded at a time as keep the
+// patches (C*k*k floats per output pixel) within 16 MiB.
+static int conv_frames_per_chunk(int N, int pixels, int patch) {
+    return max_int(1, min_int(N, (int)(4194304 / ((size_t)pixels * patch))));
+}
+
 // nn.Conv2d(C, O, k, stride, pad): out (N, OH, OW, O), inp (N, H, W, C), weight (O, C, k, k), bias (O)
-static void conv_forward(float *out, const float *inp, const float *weight, const float *bias,
-                         int N, int H, int W, int C, int O, int k, int stride, int pad) {
+static void conv_forward(float *out, const float *inp, const float *weight, const float *bias, int N, int H, int W, int C,
+                         int O, int k, int stride, int pad) {
     int OH = conv_size(H, k, stride, pad), OW = conv_size(W, k, stride, pad), patch = C * k * k;
     int chunk = conv_frames_per_chunk(N, OH * OW, patch);
     float *col = malloc_floats((size_t)chunk * OH * OW * patch);
@@ -919,8 +827,8 @@ static void conv_forward(float *out, const float *inp, const float *weight, cons
 }
 
 // as the linear layer's backward on the patches; dinp may be NULL (the first layer's input needs no gradient)
-static void conv_backward(float *dinp, float *dweight, float *dbias, const float *dout, const float *inp, const float *weight,
-                          int N, int H, int W, int C, int O, int k, int stride, int pad) {
+static void conv_backward(float *dinp, float *dweight, float *dbias, const float *dout, const float *inp,
+                          const float *weight, int N, int H, int W, int C, int O, int k, int stride, int pad) {
     int OH = conv_size(H, k, stride, pad), OW = conv_size(W, k, stride, pad), patch = C * k * k;
     int chunk = conv_frames_per_chunk(N, OH * OW, patch);
     float *col = malloc_floats((size_t)chunk * OH * OW * patch);
@@ -931,16 +839,15 @@ static void conv_backward(float *dinp, float *dweight, float *dbias, const float
         matmul_backward(dcol, dweight, dbias, dout + (size_t)n * OH * OW * O, col, weight, frames * OH * OW, O, patch);
         if (dinp) col2im(dinp + (size_t)n * H * W * C, dcol, frames, H, W, C, OH, OW, k, stride, pad);
     }
-    free(dcol);
-    free(col);
+    free(dcol); free(col);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // 7 ATTENTION
 //
-// Per frame and head: out = softmax(q k^T / sqrt(hd)) v, hd = C/heads. Vivim's keys and values live on a reduced grid
-// of Pk pixels (64 per frame at 256 x 256), so a block of queries and all its scores fit in cache and the (P, Pk)
-// matrix is never stored: backward computes it again.
+// Per frame and head: out = softmax(q k^T / sqrt(hd)) v, hd = C/heads. Vivim's keys and values live on a reduced grid of Pk
+// pixels (64 per frame at 256 x 256), so a block of queries and all its scores fit in cache and the (P, Pk) matrix is never
+// stored: backward computes it again.
 
 enum { QUERY_BLOCK = 128, QUERY_SLICES = 8 };
 
@@ -954,8 +861,7 @@ static void attention_scores(float *prob, const float *q, const float *k, int n,
         for (int j = 0; j < Pk; j++) largest = s[j] > largest ? s[j] : largest;
         #pragma omp simd reduction(+ : sum)
         for (int j = 0; j < Pk; j++) {
-            s[j] = exp_simd((s[j] - largest) * scale);
-            sum += s[j];
+            s[j] = exp_simd((s[j] - largest) * scale); sum += s[j];
         }
         sum = 1.0f / sum;
         #pragma omp simd
@@ -964,15 +870,16 @@ static void attention_scores(float *prob, const float *q, const float *k, int n,
 }
 
 // N frames: out, q (N, P, C); k, v (N, Pk, C)
-static void attention_forward(float *out, const float *q, const float *k, const float *v, int N, int P, int Pk, int C, int heads) {
+static void attention_forward(float *out, const float *q, const float *k, const float *v, int N, int P, int Pk, int C,
+                              int heads) {
     int hd = C / heads, blocks = ceil_div(P, QUERY_BLOCK);
     #pragma omp parallel
     {
         float *prob = malloc_floats((size_t)QUERY_BLOCK * Pk);
         #pragma omp for schedule(static)
         for (int task = 0; task < N * heads * blocks; task++) {
-            int block = task % blocks, head = task / blocks % heads, f = task / (blocks * heads);
-            int p = block * QUERY_BLOCK, n = min_int(QUERY_BLOCK, P - p);
+            int p = task % blocks * QUERY_BLOCK, head = task / blocks % heads, f = task / (blocks * heads);
+            int n = min_int(QUERY_BLOCK, P - p);
             size_t at = ((size_t)f * P + p) * C + (size_t)head * hd, at_k = (size_t)f * Pk * C + (size_t)head * hd;
             attention_scores(prob, q + at, k + at_k, n, Pk, C, hd);
             matmul_serial(out + at, C, prob, Pk, 0, v + at_k, C, 0, NULL, n, hd, Pk, 0);
@@ -985,8 +892,7 @@ static void attention_forward(float *out, const float *q, const float *k, const 
 // dq = ds k;  dk = ds^T q.  dk and dv sum over queries: in QUERY_SLICES fixed slices, added in order.
 static void attention_backward(float *dq, float *dk, float *dv, const float *dout, const float *q, const float *k,
                                const float *v, int N, int P, int Pk, int C, int heads) {
-    int hd = C / heads;
-    float scale = 1.0f / sqrtf((float)hd);
+    int hd = C / heads; float scale = 1.0f / sqrtf((float)hd);
     size_t kv = (size_t)N * Pk * C;
     float *partial = (float *)calloc_check(2 * QUERY_SLICES * kv, sizeof(float));  // (QUERY_SLICES, {dk, dv}, N, Pk, C)
     #pragma omp parallel
@@ -995,10 +901,10 @@ static void attention_backward(float *dq, float *dk, float *dv, const float *dou
         #pragma omp for schedule(static)
         for (int task = 0; task < N * heads * QUERY_SLICES; task++) {
             int slice = task % QUERY_SLICES, head = task / QUERY_SLICES % heads, f = task / (QUERY_SLICES * heads);
-            int end = (int)((int64_t)P * (slice + 1) / QUERY_SLICES);
+            int start = (int)((int64_t)P * slice / QUERY_SLICES), end = (int)((int64_t)P * (slice + 1) / QUERY_SLICES);
             size_t at_k = (size_t)f * Pk * C + (size_t)head * hd;
             float *pdk = partial + 2 * (size_t)slice * kv + at_k, *pdv = pdk + kv;
-            for (int p = (int)((int64_t)P * slice / QUERY_SLICES); p < end; p += QUERY_BLOCK) {
+            for (int p = start; p < end; p += QUERY_BLOCK) {
                 int n = min_int(QUERY_BLOCK, end - p);
                 size_t at = ((size_t)f * P + p) * C + (size_t)head * hd;
                 attention_scores(prob, q + at, k + at_k, n, Pk, C, hd);
@@ -1016,18 +922,12 @@ static void attention_backward(float *dq, float *dk, float *dv, const float *dou
                 matmul_serial(pdk, C, ds, Pk, 1, q + at, C, 0, NULL, Pk, hd, n, 1);
             }
         }
-        free(ds);
-        free(prob);
+        free(ds); free(prob);
     }
     #pragma omp parallel for simd schedule(static)
     for (size_t i = 0; i < kv; i++) {
-        float sum_k = 0.0f, sum_v = 0.0f;
-        for (int s = 0; s < QUERY_SLICES; s++) {
-            sum_k += partial[2 * (size_t)s * kv + i];
-            sum_v += partial[(2 * (size_t)s + 1) * kv + i];
-        }
-        dk[i] = sum_k;
-        dv[i] = sum_v;
+        dk[i] = dv[i] = 0.0f;
+        for (size_t s = 0; s < QUERY_SLICES; s++) dk[i] += partial[2 * s * kv + i], dv[i] += partial[(2 * s + 1) * kv + i];
     }
     free(partial);
 }
@@ -1470,55 +1370,51 @@ static void selective_scan_backward(float *du, float *ddt, float *dBt, float *dC
 static void bilinear_taps(int *i0, int *i1, float *w1, int o, int in, int out) {
     double source = (o + 0.5) * ((double)in / out) - 0.5;
     source = source < 0.0 ? 0.0 : source;
-    *i0 = min_int((int)source, in - 1);
-    *i1 = min_int(*i0 + 1, in - 1);
+    *i0 = min_int((int)source, in - 1); *i1 = min_int(*i0 + 1, in - 1);
     *w1 = (float)(source - *i0);
 }
 
-// Row oy of one upsampled frame: out (OW, C) [+]= ..., inp (H, W, C), tmp W*C floats. First the two source rows are
-// mixed, then along the row the two source pixels.
-static void bilinear_row(float *out, float *tmp, const float *inp, int H, int W, int OH, int OW, int C, int oy, int accumulate) {
-    int y0, y1, x0, x1;
-    float wy, wx;
+// Row oy of one upsampled frame: out (OW, C) [+]= ..., inp (H, W, C), tmp W*C floats. First the two source rows are mixed,
+// then along the row the two source pixels.
+static void bilinear_row(float *out, float *tmp, const float *inp, int H, int W, int OH, int OW, int C, int oy,
+                         int accumulate) {
+    int y0, y1, x0, x1; float wy, wx;
     bilinear_taps(&y0, &y1, &wy, oy, H, OH);
     const float *r0 = inp + (size_t)y0 * W * C, *r1 = inp + (size_t)y1 * W * C;
     #pragma omp simd
     for (int i = 0; i < W * C; i++) tmp[i] = (1.0f - wy) * r0[i] + wy * r1[i];
     for (int ox = 0; ox < OW; ox++) {
         bilinear_taps(&x0, &x1, &wx, ox, W, OW);
-        const float *a = tmp + (size_t)x0 * C, *b = tmp + (size_t)x1 * C;
-        float *o = out + (size_t)ox * C;
+        const float *a = tmp + (size_t)x0 * C, *b = tmp + (size_t)x1 * C; float *o = out + (size_t)ox * C;
         #pragma omp simd
         for (int c = 0; c < C; c++) o[c] = (accumulate ? o[c] : 0.0f) + (1.0f - wx) * a[c] + wx * b[c];
     }
 }
 
-// out (N, OH, OW, C) = inp (N, H, W, C) upsampled (or shrunk, without antialiasing)
+// out (N, OH, OW, C) [+]= inp (N, H, W, C) upsampled (or shrunk, without antialiasing)
 static void bilinear_forward(float *out, const float *inp, int N, int H, int W, int OH, int OW, int C, int accumulate) {
     #pragma omp parallel
     {
         float *tmp = malloc_floats((size_t)W * C);
         #pragma omp for schedule(static)
         for (int row = 0; row < N * OH; row++)
-            bilinear_row(out + (size_t)row * OW * C, tmp, inp + (size_t)(row / OH) * H * W * C, H, W, OH, OW, C, row % OH, accumulate);
+            bilinear_row(out + (size_t)row * OW * C, tmp, inp + (size_t)(row / OH) * H * W * C, H, W, OH, OW, C, row % OH,
+                         accumulate);
         free(tmp);
     }
 }
 
-// The transpose, axis by axis: each output pixel's gradient goes to its two source pixels along the row, then each
-// source row gathers the output rows that read it.
+// The transpose, axis by axis: each output pixel's gradient goes to its two source pixels along the row, then each source
+// row gathers the output rows that read it.
 static void bilinear_backward(float *dinp, const float *dout, int N, int H, int W, int OH, int OW, int C) {
     float *drows = malloc_floats((size_t)N * OH * W * C);  // (N, OH, W, C)
     #pragma omp parallel for schedule(static)
     for (int row = 0; row < N * OH; row++) {
-        float *d = drows + (size_t)row * W * C;
-        memset(d, 0, sizeof(float) * (size_t)W * C);
-        for (int ox = 0; ox < OW; ox++) {
-            int x0, x1;
-            float wx;
+        float *d = drows + (size_t)row * W * C, wx; memset(d, 0, sizeof(float) * (size_t)W * C);
+        for (int ox = 0, x0, x1; ox < OW; ox++) {
             bilinear_taps(&x0, &x1, &wx, ox, W, OW);
             const float *dy = dout + ((size_t)row * OW + ox) * C;
-            float *a = d + (size_t)x0 * C, *b = d + (size_t)x1 * C;
+            float *a = d + (size_t)x0 * C, *b = d + (size_t)x1 * C;  // at the right edge the same pixel: two loops
             #pragma omp simd
             for (int c = 0; c < C; c++) a[c] += (1.0f - wx) * dy[c];
             #pragma omp simd
@@ -1527,15 +1423,12 @@ static void bilinear_backward(float *dinp, const float *dout, int N, int H, int 
     }
     #pragma omp parallel for schedule(static)
     for (int row = 0; row < N * H; row++) {
-        float *d = dinp + (size_t)row * W * C;
-        memset(d, 0, sizeof(float) * (size_t)W * C);
-        for (int oy = 0; oy < OH; oy++) {
-            int y0, y1;
-            float wy, weight;
+        float *d = dinp + (size_t)row * W * C, wy; memset(d, 0, sizeof(float) * (size_t)W * C);
+        for (int oy = 0, y0, y1; oy < OH; oy++) {
             bilinear_taps(&y0, &y1, &wy, oy, H, OH);
-            weight = (y0 == row % H ? 1.0f - wy : 0.0f) + (y1 == row % H ? wy : 0.0f);
-            if (weight == 0.0f) continue;
             const float *from = drows + ((size_t)(row / H) * OH + oy) * W * C;
+            float weight = (y0 == row % H ? 1.0f - wy : 0.0f) + (y1 == row % H ? wy : 0.0f);
+            if (weight == 0.0f) continue;
             #pragma omp simd
             for (int i = 0; i < W * C; i++) d[i] += weight * from[i];
         }
@@ -1546,19 +1439,18 @@ static void bilinear_backward(float *dinp, const float *dout, int N, int H, int 
 // ---------------------------------------------------------------------------------------------------------------------
 // 10 BATCH NORM AND THE SEGMENTATION HEAD
 
-// Mean and variance (biased) of every channel over rows: inp (rows, C). Two passes per slice, then the slices are merged
-// by the parallel-variance formula, so large means cost no digits.
+// Mean and variance (biased) of every channel over rows: inp (rows, C). Two passes per slice, then the slices are merged by
+// the parallel-variance formula, so large means cost no digits.
 static void batchnorm_statistics(float *mean, float *var, const float *inp, size_t rows, int C) {
-    float *partial = (float *)calloc_check((size_t)SLICES * 2 * C, sizeof(float));  // (SLICES, {mean, sum of squares}, C)
+    float *partial = slices_alloc((size_t)2 * C);  // (SLICES, {mean, sum of squares}, C)
     #pragma omp parallel for schedule(static)
     for (int slice = 0; slice < SLICES; slice++) {
         size_t lo = slice_start(rows, slice), hi = slice_start(rows, slice + 1);
         float *RESTRICT m = partial + (size_t)slice * 2 * C, *RESTRICT q = m + C, n = (float)(hi - lo);
-        if (hi == lo) continue;
         for (size_t r = lo; r < hi; r++)
             #pragma omp simd
             for (int c = 0; c < C; c++) m[c] += inp[r * C + c];
-        for (int c = 0; c < C; c++) m[c] /= n;
+        for (int c = 0; c < C && hi > lo; c++) m[c] /= n;
         for (size_t r = lo; r < hi; r++)
             #pragma omp simd
             for (int c = 0; c < C; c++) q[c] += (inp[r * C + c] - m[c]) * (inp[r * C + c] - m[c]);
@@ -1570,27 +1462,26 @@ static void batchnorm_statistics(float *mean, float *var, const float *inp, size
             double delta = (double)partial[(size_t)slice * 2 * C + c] - m;
             if (n == 0.0) continue;
             q += (double)partial[(size_t)slice * 2 * C + C + c] + delta * delta * total * n / (total + n);
-            m += delta * n / (total + n);
-            total += n;
+            m += delta * n / (total + n); total += n;
         }
-        mean[c] = (float)m;
-        var[c] = (float)(q / (double)rows);
+        mean[c] = (float)m, var[c] = (float)(q / (double)rows);
     }
     free(partial);
 }
 
 // Dropout's factor of one element: 0 or 1/(1-p), from a counter
-static inline float dropout_factor(uint64_t key, uint64_t i, float p) { return rng_uniform(key, i) < p ? 0.0f : 1.0f / (1.0f - p); }
+static inline float dropout_factor(uint64_t key, uint64_t i, float p) {
+    return rng_uniform(key, i) < p ? 0.0f : 1.0f / (1.0f - p);
+}
 
 // low (rows) = w_out . Dropout(ReLU(BatchNorm(map))) + b_out, one frame: map (rows, E); scale, shift (E) are batch norm
 // folded: bn = map*scale + shift. first is the index of the frame's first element, for dropout; p = 0 switches it off.
-static void head_forward(float *low, const float *map, const float *scale, const float *shift, const float *w_out, float b_out,
-                         int rows, int E, uint64_t key, uint64_t first, float p) {
+static void head_forward(float *low, const float *map, const float *scale, const float *shift, const float *w_out,
+                         float b_out, int rows, int E, uint64_t key, uint64_t first, float p) {
     #pragma omp parallel for schedule(static)
     for (int r = 0; r < rows; r++) {
         const float *x = map + (size_t)r * E;
-        uint64_t i = first + (uint64_t)r * (uint64_t)E;
-        float sum = 0.0f;
+        uint64_t i = first + (uint64_t)r * (uint64_t)E; float sum = 0.0f;
         #pragma omp simd reduction(+ : sum)
         for (int e = 0; e < E; e++) {
             float bn = x[e] * scale[e] + shift[e], relu = bn > 0.0f ? bn : 0.0f * bn;  // 0*bn keeps NaN
@@ -1602,37 +1493,30 @@ static void head_forward(float *low, const float *map, const float *scale, const
 
 // Sums over one frame for the head's backward, added to dw_out, dgamma, dbeta (E) and db_out (1). With n = (map - mean)
 // rstd and dbn = dlow * w_out * dropout where bn > 0:  dgamma += sum dbn n;  dbeta += sum dbn;  dw_out += sum dlow relu
-static void head_backward_params(float *dw_out, float *db_out, float *dgamma, float *dbeta, const float *dlow, const float *map,
-                                 const float *mean, const float *rstd, const float *scale, const float *shift,
-                                 const float *w_out, int rows, int E, uint64_t key, uint64_t first, float p) {
-    size_t part = (size_t)3 * E + 1;
-    float *partial = (float *)calloc_check(SLICES * part, sizeof(float)), *sum;
+static void head_backward_params(float *dw_out, float *db_out, float *dgamma, float *dbeta, const float *dlow,
+                                 const float *map, const float *mean, const float *rstd, const float *scale,
+                                 const float *shift, const float *w_out, int rows, int E, uint64_t key, uint64_t first,
+                                 float p) {
+    size_t sums = (size_t)3 * E + 1;
+    float *partial = slices_alloc(sums);  // (SLICES, {dw_out, dgamma, dbeta} of E, db_out)
     #pragma omp parallel for schedule(static)
     for (int slice = 0; slice < SLICES; slice++) {
-        float *RESTRICT dw = partial + (size_t)slice * part, *RESTRICT dg = dw + E, *RESTRICT db = dg + E;
+        float *RESTRICT dw = partial + (size_t)slice * sums, *RESTRICT dg = dw + E, *RESTRICT db = dg + E;
         for (size_t r = slice_start((size_t)rows, slice); r < slice_start((size_t)rows, slice + 1); r++) {
             const float *x = map + r * E;
             #pragma omp simd
             for (int e = 0; e < E; e++) {
-                float bn = x[e] * scale[e] + shift[e];
+                float bn = x[e] * scale[e] + shift[e], on = bn > 0.0f ? 1.0f : 0.0f;
                 float d = dlow[r] * dropout_factor(key, first + r * (uint64_t)E + (uint64_t)e, p);
-                float on = bn > 0.0f ? 1.0f : 0.0f;
-                dw[e] += d * on * bn;
-                dg[e] += d * on * w_out[e] * (x[e] - mean[e]) * rstd[e];
+                dw[e] += d * on * bn; dg[e] += d * on * w_out[e] * (x[e] - mean[e]) * rstd[e];
                 db[e] += d * on * w_out[e];
             }
             dw[3 * E] += dlow[r];
         }
     }
-    sum = (float *)calloc_check(part, sizeof(float));
-    add_slices(sum, partial, part);
-    for (int e = 0; e < E; e++) {
-        dw_out[e] += sum[e];
-        dgamma[e] += sum[E + e];
-        dbeta[e] += sum[2 * E + e];
-    }
-    db_out[0] += sum[3 * E];
-    free(sum);
+    slices_sum(partial, sums);
+    for (int e = 0; e < E; e++) dw_out[e] += partial[e], dgamma[e] += partial[E + e], dbeta[e] += partial[2 * E + e];
+    db_out[0] += partial[3 * E];
     free(partial);
 }
 
@@ -1655,10 +1539,9 @@ static void head_backward_map(float *map, const float *dlow, const float *dgamma
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// 11 THE SEGMENTATION LOSS
+// 11 THE SEGMENTATION LOSS, ADAM
 //
-// L_seg = BCE + weighted IoU of the target frames: logits, mask (B, H, W), mask in [0, 1]. Per frame, with p =
-// sigmoid(logits):
+// L_seg = BCE + weighted IoU of the target frames: logits s, mask m (B, H, W), m in [0, 1]. Per frame, with p = sigmoid(s):
 //   weight = 1 + 5 |avgpool31(mask) - mask|                  zero padding, always divided by 31*31
 //   bce    = mean over all pixels of the batch of  max(s, 0) - s m + log(1 + e^-|s|)
 //            (weighted: sum(weight bce)/sum(weight) per frame; the released code means this but computes the plain mean)
@@ -1671,46 +1554,38 @@ enum { POOL = 31 };
 static void segloss_weight(float *weight, const float *mask, int H, int W) {
     double *column = (double *)calloc_check((size_t)W, sizeof(double));  // sums of mask over the window's rows
     for (int y = -POOL / 2; y < H; y++) {
-        double sum = 0.0;
-        int enters = y + POOL / 2, leaves = y - POOL / 2 - 1;
+        double sum = 0.0; int enters = y + POOL / 2, leaves = y - POOL / 2 - 1;
         for (int x = 0; x < W; x++) {
             if (enters < H) column[x] += (double)mask[(size_t)enters * W + x];
             if (leaves >= 0) column[x] -= (double)mask[(size_t)leaves * W + x];
         }
-        if (y < 0) continue;
-        for (int x = -POOL / 2; x < W; x++) {
+        for (int x = -POOL / 2; x < W && y >= 0; x++) {
+            size_t i = (size_t)y * W + (size_t)x;
             if (x + POOL / 2 < W) sum += column[x + POOL / 2];
             if (x - POOL / 2 - 1 >= 0) sum -= column[x - POOL / 2 - 1];
-            if (x >= 0) {
-                size_t i = (size_t)y * W + x;
-                weight[i] = 1.0f + 5.0f * fabsf((float)(sum / (POOL * POOL)) - mask[i]);
-            }
+            if (x >= 0) weight[i] = 1.0f + 5.0f * fabsf((float)(sum / (POOL * POOL)) - mask[i]);
         }
     }
     free(column);
 }
 
 // Returns the loss. weight (B, H, W) and sums (B, 3) = {I, U, sum of weights} are kept for backward.
-static double segloss_forward(float *weight, double *sums, const float *logits, const float *mask, int B, int H, int W, int weighted) {
+static double segloss_forward(float *weight, double *sums, const float *logits, const float *mask, int B, int H, int W,
+                              int weighted) {
     size_t n = (size_t)H * W;
     double *loss = (double *)malloc_check(sizeof(double) * (size_t)B), total = 0.0;
     #pragma omp parallel for schedule(static)
     for (int b = 0; b < B; b++) {
-        const float *s = logits + (size_t)b * n, *m = mask + (size_t)b * n;
-        float *w = weight + (size_t)b * n;
+        const float *s = logits + (size_t)b * n, *m = mask + (size_t)b * n; float *w = weight + (size_t)b * n;
         double inter = 0.0, both = 0.0, all = 0.0, bce = 0.0, wbce = 0.0;
         segloss_weight(w, m, H, W);
         for (size_t i = 0; i < n; i++) {
             float p = sigmoid_simd(s[i]), e = softplus_simd(s[i]) - s[i] * m[i];
-            inter += (double)(w[i] * p * m[i]);
-            both += (double)(w[i] * (p + m[i]));
-            all += (double)w[i];
-            bce += (double)e;
+            inter += (double)(w[i] * p * m[i]); both += (double)(w[i] * (p + m[i]));
+            all += (double)w[i]; bce += (double)e;
             wbce += (double)(w[i] * e);
         }
-        sums[3 * b] = inter;
-        sums[3 * b + 1] = both;
-        sums[3 * b + 2] = all;
+        sums[3 * b] = inter, sums[3 * b + 1] = both, sums[3 * b + 2] = all;
         loss[b] = (weighted ? wbce / all : bce / (double)n) + 1.0 - (inter + 1.0) / (both - inter + 1.0);
     }
     for (int b = 0; b < B; b++) total += loss[b];
@@ -1727,8 +1602,7 @@ static void segloss_backward(float *dlogits, const float *weight, const double *
         const float *s = logits + (size_t)b * n, *m = mask + (size_t)b * n, *w = weight + (size_t)b * n;
         double I = sums[3 * b] + 1.0, U = sums[3 * b + 1] - sums[3 * b] + 1.0;
         float per_pixel = (float)(1.0 / ((double)B * n)), per_weight = (float)(1.0 / (B * sums[3 * b + 2]));
-        float on_mask = (float)(-1.0 / U / B), off_mask = (float)(I / (U * U) / B);
-        float *d = dlogits + (size_t)b * n;
+        float on_mask = (float)(-1.0 / U / B), off_mask = (float)(I / (U * U) / B), *d = dlogits + (size_t)b * n;
         #pragma omp simd
         for (int i = 0; i < n; i++) {
             float p = sigmoid_simd(s[i]);
@@ -1739,10 +1613,11 @@ static void segloss_backward(float *dlogits, const float *weight, const double *
 }
 
 // torch.optim.Adam without weight decay: n parameters, step counts from 1
-static void adam_update(float *params, const float *grads, float *m, float *v, size_t n, double lr, double beta1, double beta2,
-                        double eps, int64_t step) {
-    float b1 = (float)beta1, b2 = (float)beta2, one_b1 = (float)(1.0 - beta1), one_b2 = (float)(1.0 - beta2), rate = (float)(lr / (1.0 - pow(beta1, (double)step)));
-    float correct = (float)(1.0 / sqrt(1.0 - pow(beta2, (double)step))), e = (float)eps;
+static void adam_update(float *params, const float *grads, float *m, float *v, size_t n, double lr, double beta1,
+                        double beta2, double eps, int64_t step) {
+    float b1 = (float)beta1, b2 = (float)beta2, one_b1 = (float)(1.0 - beta1), one_b2 = (float)(1.0 - beta2), e = (float)eps;
+    float rate = (float)(lr / (1.0 - pow(beta1, (double)step)));
+    float correct = (float)(1.0 / sqrt(1.0 - pow(beta2, (double)step)));
     #pragma omp parallel for simd schedule(static)
     for (size_t i = 0; i < n; i++) {
         float g = grads[i];
@@ -1767,28 +1642,26 @@ typedef struct {
 #define MIT(name, c0, c1, c2, c3, d0, d1, d2, d3, E) \
     { name, {c0, c1, c2, c3}, {d0, d1, d2, d3}, {1, 2, 5, 8}, {8, 4, 2, 1}, {2, 2, 2, 2}, E, 16, 4, 2, "fbs", 0 }
 static const Config CONFIGS[] = {
-    { "tiny", {16, 32, 40, 64}, {1, 1, 2, 1}, {1, 2, 5, 8}, {8, 4, 2, 1}, {1, 2, 1, 1}, 32, 16, 4, 2, "fbs", 0 },  // demo, tests
+    { "tiny", {16, 32, 40, 64}, {1, 1, 2, 1}, {1, 2, 5, 8}, {8, 4, 2, 1}, {1, 2, 1, 1}, 32, 16, 4, 2, "fbs", 0 },  // demo
     MIT("b0", 32, 64, 160, 256, 2, 2, 2, 2, 256),  MIT("b1", 64, 128, 320, 512, 2, 2, 2, 2, 256),
     MIT("b2", 64, 128, 320, 512, 3, 4, 6, 3, 768), MIT("b3", 64, 128, 320, 512, 3, 4, 18, 3, 768),  // b3: the paper's
     MIT("b4", 64, 128, 320, 512, 3, 8, 27, 3, 768), MIT("b5", 64, 128, 320, 512, 3, 6, 40, 3, 768),
 };
 #undef MIT
 
-// The directions' suffixes in the released model's tensor names: forward, backward, spatial
-static const char *const SCAN_SUFFIX[3] = {"", "_b", "_s"};
-
 enum Init { INIT_CONSTANT, INIT_NORMAL, INIT_UNIFORM, INIT_A_LOG, INIT_DT_BIAS };
 
 // One row per tensor: it serves allocation, initialisation, checkpoints and tests.
 typedef struct {
-    char name[160];  // the released Vivim's state_dict key
+    char name[128];                 // the released Vivim's state_dict key
     int ndim, shape[5], is_buffer;  // buffers (batch norm's running statistics) are saved but not trained
     int init;
     double init_scale;              // the constant, the standard deviation, or the bound of the uniform distribution
-    size_t offset, numel;  // in floats, inside Model.params (or Model.buffers)
+    size_t offset, numel;           // in floats, inside Model.params (or Model.buffers)
 } Tensor;
 
 typedef struct { size_t weight, bias; } Layer;  // offsets of a layer's two tensors
+typedef struct { size_t A_log, D, x_proj; Layer conv, dt_proj; } Scan;  // the tensors of one direction of ST-Mamba
 
 // A stage is a patch embedding and a list of sublayers x = x + F(LN(x)). F is one of:
 enum { ATTENTION, MIX_FFN, ST_MAMBA, DSF };
@@ -1799,7 +1672,7 @@ typedef struct {
     Layer query, key, value, sr, sr_norm, proj;  // ATTENTION
     Layer fc1, dwconv, fc2;                      // MIX_FFN, DSF
     size_t in_proj, out_proj;                    // ST_MAMBA
-    struct { size_t A_log, D, x_proj; Layer conv, dt_proj; } scan[3];
+    Scan scan[3];
     // kept by forward for backward (in evaluation they live in scratch memory, for the length of the sublayer only)
     float *x, *mean, *rstd, *drop;               // input (rows, C), its layer norm's statistics, drop path's factors
     float *q, *sr_out, *sr_mean, *sr_rstd, *kv, *k, *v, *att;
@@ -1808,11 +1681,12 @@ typedef struct {
 } Sublayer;
 
 typedef struct {
-    int C, H, W, P, num_sublayers, first_sublayer;
-    int kernel, stride;
+    int C, H, W, P, C_in, H_in, W_in;  // of its features and of its input
+    int heads, reduction, kernel, stride, num_sublayers, first_sublayer;
     Layer patch, patch_norm, linear_c;
-    float *embed, *mean, *rstd;  // convolution's output (rows, C) before its layer norm
-    float *inp, *out;            // (B*T, H', W', C') of the stage before, (rows, C)
+    float *embed, *mean, *rstd;        // convolution's output (rows, C) before its layer norm
+    const float *inp;                  // (B*T, H_in, W_in, C_in): the images or the stage before
+    float *out;                        // (rows, C)
 } Stage;
 
 typedef struct {
@@ -1841,24 +1715,21 @@ typedef struct {
 // Appends the row prefix+name+suffix to the table and returns the tensor's offset. Unused dimensions are 0.
 static size_t add_tensor(Model *m, int init, double scale, const char *prefix, const char *name, const char *suffix,
                          int ndim, int s0, int s1, int s2, int s3, int s4) {
-    Tensor *t;
     m->tensors = (Tensor *)realloc(m->tensors, sizeof(Tensor) * (size_t)(m->num_tensors + 1));
     if (m->tensors == NULL) out_of_memory(sizeof(Tensor) * (double)(m->num_tensors + 1));
-    t = &m->tensors[m->num_tensors++];
-    memset(t, 0, sizeof *t);
+    Tensor *t = &m->tensors[m->num_tensors++]; memset(t, 0, sizeof *t);
     snprintf(t->name, sizeof t->name, "%s%s%s", prefix, name, suffix);
-    t->ndim = ndim;
+    t->ndim = ndim, t->init = init, t->init_scale = scale, t->numel = 1;
     t->shape[0] = s0, t->shape[1] = s1, t->shape[2] = s2, t->shape[3] = s3, t->shape[4] = s4;
-    t->init = init;
-    t->init_scale = scale;
     t->is_buffer = strstr(name, "running_") != NULL;
-    t->numel = 1;
     for (int i = 0; i < ndim; i++) t->numel *= (size_t)t->shape[i];
     size_t *total = t->is_buffer ? &m->num_buffers : &m->num_params;
     t->offset = *total;
     *total += t->numel;
     return t->offset;
 }
+
+static float *tensor_data(const Model *m, const Tensor *t) { return (t->is_buffer ? m->buffers : m->params) + t->offset; }
 
 // layer norm or batch norm: weight 1, bias 0
 static Layer add_norm(Model *m, const char *prefix, const char *name, int C) {
@@ -1868,14 +1739,14 @@ static Layer add_norm(Model *m, const char *prefix, const char *name, int C) {
     return layer;
 }
 
-// A linear layer (ndim 2) or a convolution (ndim 3, 4, 5; kernel k in every axis). INIT_NORMAL: SegFormer's, normal(0,
-// 0.02) and bias 0. INIT_UNIFORM: PyTorch's default for convolutions, both uniform within 1/sqrt(fan_in).
+// A linear layer (ndim 2) or a convolution (ndim 3, 4, 5; kernel k in every axis). INIT_NORMAL: SegFormer's, normal(0, 0.02)
+// and bias 0. INIT_UNIFORM: PyTorch's default for convolutions, both uniform within 1/sqrt(fan_in).
 static Layer add_layer(Model *m, int init, const char *prefix, const char *name, int ndim, int out, int in, int k) {
+    int normal = init == INIT_NORMAL, bias_init = normal ? INIT_CONSTANT : init;
     double bound = 1.0 / sqrt(in * pow(k, ndim - 2));
     Layer layer;
-    layer.weight = add_tensor(m, init, init == INIT_NORMAL ? 0.02 : bound, prefix, name, ".weight", ndim, out, in, k, k, k);
-    layer.bias = add_tensor(m, init == INIT_NORMAL ? INIT_CONSTANT : init, init == INIT_NORMAL ? 0.0 : bound,
-                            prefix, name, ".bias", 1, out, 0, 0, 0, 0);
+    layer.weight = add_tensor(m, init, normal ? 0.02 : bound, prefix, name, ".weight", ndim, out, in, k, k, k);
+    layer.bias = add_tensor(m, bias_init, normal ? 0.0 : bound, prefix, name, ".bias", 1, out, 0, 0, 0, 0);
     return layer;
 }
 
@@ -1884,12 +1755,9 @@ static int has_scan(const Config *c, int g) { return strchr(c->scans, "fbs"[g]) 
 
 // The sublayers of SegFormer block j of stage i, with the released key names
 static void add_segformer_block(Model *m, Sublayer *att, Sublayer *ffn, int i, int j, int drop_index) {
-    int C = m->config.dims[i], s = m->config.reductions[i];
-    char prefix[80];
+    int C = m->config.dims[i], s = m->config.reductions[i]; char prefix[80];
     snprintf(prefix, sizeof prefix, "encoder.downsample_layers.block.%d.%d.", i, j);
-    att->kind = ATTENTION;
-    ffn->kind = MIX_FFN;
-    att->drop_index = ffn->drop_index = drop_index;
+    att->kind = ATTENTION, ffn->kind = MIX_FFN, att->drop_index = ffn->drop_index = drop_index;
     att->norm = add_norm(m, prefix, "layer_norm_1", C);
     att->query = add_layer(m, INIT_NORMAL, prefix, "attention.self.query", 2, C, C, 0);
     att->key = add_layer(m, INIT_NORMAL, prefix, "attention.self.key", 2, C, C, 0);
@@ -1905,36 +1773,35 @@ static void add_segformer_block(Model *m, Sublayer *att, Sublayer *ffn, int i, i
     ffn->fc2 = add_layer(m, INIT_NORMAL, prefix, "mlp.dense2", 2, C, 4 * C, 0);
 }
 
-// The sublayers of Mamba layer j of stage i
+// The sublayers of Mamba layer j of stage i. The released names end in "", "_b", "_s": forward, backward, spatial.
 static void add_mamba_layer(Model *m, Sublayer *mamba, Sublayer *dsf, int i, int j) {
     static const char *const A_NAME[3] = {"mamba.A_log", "mamba.A_b_log", "mamba.A_s_log"};
+    static const char *const SUFFIX[3] = {"", "_b", "_s"};
     const Config *c = &m->config;
-    int C = c->dims[i], D = c->expand * C, N = c->d_state, K = c->d_conv, R = dt_rank(C);
-    double bound = 1.0 / sqrt((double)R);
-    char prefix[80];
+    int C = c->dims[i], D = c->expand * C, N = c->d_state, R = dt_rank(C), plain = c->plain_dt;
+    char prefix[80], name[32];
     snprintf(prefix, sizeof prefix, "encoder.stages.%d.%d.0.", i, j);
-    mamba->kind = ST_MAMBA;
-    dsf->kind = DSF;
+    mamba->kind = ST_MAMBA, dsf->kind = DSF;
     mamba->norm = add_norm(m, prefix, "norm1", C);
-    for (int g = 0; g < 3; g++)
-        if (has_scan(c, g)) {
-            mamba->scan[g].A_log = add_tensor(m, INIT_A_LOG, 0.0, prefix, A_NAME[g], "", 2, D, N, 0, 0, 0);
-            mamba->scan[g].D = add_tensor(m, INIT_CONSTANT, 1.0, prefix, "mamba.D", SCAN_SUFFIX[g], 1, D, 0, 0, 0, 0);
-        }
+    for (int g = 0; g < 3; g++) {
+        if (!has_scan(c, g)) continue;
+        mamba->scan[g].A_log = add_tensor(m, INIT_A_LOG, 0.0, prefix, A_NAME[g], "", 2, D, N, 0, 0, 0);
+        mamba->scan[g].D = add_tensor(m, INIT_CONSTANT, 1.0, prefix, "mamba.D", SUFFIX[g], 1, D, 0, 0, 0, 0);
+    }
     mamba->in_proj = add_tensor(m, INIT_NORMAL, 0.02, prefix, "mamba.in_proj", ".weight", 2, 2 * D, C, 0, 0, 0);
-    for (int g = 0; g < 3; g++)
-        if (has_scan(c, g)) {
-            char name[32];
-            snprintf(name, sizeof name, "mamba.conv1d%s", SCAN_SUFFIX[g]);
-            mamba->scan[g].conv = add_layer(m, INIT_UNIFORM, prefix, name, 3, D, 1, K);
-            snprintf(name, sizeof name, "mamba.x_proj%s", SCAN_SUFFIX[g]);
-            mamba->scan[g].x_proj = add_tensor(m, INIT_NORMAL, 0.02, prefix, name, ".weight", 2, R + 2 * N, D, 0, 0, 0);
-            snprintf(name, sizeof name, "mamba.dt_proj%s", SCAN_SUFFIX[g]);
-            mamba->scan[g].dt_proj.weight = add_tensor(m, c->plain_dt ? INIT_NORMAL : INIT_UNIFORM, c->plain_dt ? 0.02 : bound,
-                                                       prefix, name, ".weight", 2, D, R, 0, 0, 0);
-            mamba->scan[g].dt_proj.bias = add_tensor(m, c->plain_dt ? INIT_CONSTANT : INIT_DT_BIAS, 0.0,
-                                                     prefix, name, ".bias", 1, D, 0, 0, 0, 0);
-        }
+    for (int g = 0; g < 3; g++) {
+        Scan *scan = &mamba->scan[g];
+        if (!has_scan(c, g)) continue;
+        snprintf(name, sizeof name, "mamba.conv1d%s", SUFFIX[g]);
+        scan->conv = add_layer(m, INIT_UNIFORM, prefix, name, 3, D, 1, c->d_conv);
+        snprintf(name, sizeof name, "mamba.x_proj%s", SUFFIX[g]);
+        scan->x_proj = add_tensor(m, INIT_NORMAL, 0.02, prefix, name, ".weight", 2, R + 2 * N, D, 0, 0, 0);
+        snprintf(name, sizeof name, "mamba.dt_proj%s", SUFFIX[g]);
+        int init = plain ? INIT_NORMAL : INIT_UNIFORM, bias_init = plain ? INIT_CONSTANT : INIT_DT_BIAS;
+        double scale = plain ? 0.02 : 1.0 / sqrt((double)R);
+        scan->dt_proj.weight = add_tensor(m, init, scale, prefix, name, ".weight", 2, D, R, 0, 0, 0);
+        scan->dt_proj.bias = add_tensor(m, bias_init, 0.0, prefix, name, ".bias", 1, D, 0, 0, 0, 0);
+    }
     mamba->out_proj = add_tensor(m, INIT_NORMAL, 0.02, prefix, "mamba.out_proj", ".weight", 2, C, D, 0, 0, 0);
     dsf->norm = add_norm(m, prefix, "norm2", C);
     dsf->fc1 = add_layer(m, INIT_NORMAL, prefix, "mlp.fc1", 2, 4 * C, C, 0);
@@ -1942,42 +1809,47 @@ static void add_mamba_layer(Model *m, Sublayer *mamba, Sublayer *dsf, int i, int
     dsf->fc2 = add_layer(m, INIT_NORMAL, prefix, "mlp.fc2", 2, C, 4 * C, 0);
 }
 
+// Number k of a tensor's initial values, key its random numbers
+static float initial_value(const Tensor *t, uint64_t key, size_t k) {
+    switch (t->init) {
+    case INIT_NORMAL: return (float)t->init_scale * rng_normal(key, k);
+    case INIT_UNIFORM: return (float)t->init_scale * (2.0f * rng_uniform(key, k) - 1.0f);
+    case INIT_A_LOG: return logf((float)(k % (size_t)t->shape[1]) + 1.0f);  // A = -1, -2, .. -N
+    case INIT_DT_BIAS: {  // softplus(bias) is log-uniform in [0.001, 0.1]
+        double dt = exp(log(0.001) + (double)rng_uniform(key, k) * (log(0.1) - log(0.001)));
+        return (float)(dt + log(-expm1(-dt)));  // the inverse of softplus
+    }
+    default: return (float)t->init_scale;
+    }
+}
+
 // Builds the tensor table (in the released checkpoints' order), allocates the parameters and draws their initial values.
 static void model_init(Model *m, const Config *config, uint64_t seed) {
-    const Config *c = &m->config;
-    int E = config->decoder_dim, next = 0;
+    const Config *c = &m->config; int E = config->decoder_dim;
     char name[64];
     memset(m, 0, sizeof *m);
-    m->config = *config;
-    m->seed = seed;
+    m->config = *config; m->seed = seed;
     m->drop_path = m->dropout = 0.1f;
     for (int i = 0; i < 4; i++) {
-        m->num_blocks += c->depths[i];
-        m->num_sublayers += 2 * (c->depths[i] + c->mamba_depths[i]);
-    }
-    m->sublayers = (Sublayer *)calloc_check((size_t)m->num_sublayers, sizeof(Sublayer));
-    for (int i = 0; i < 4; i++) {
         Stage *st = &m->stages[i];
-        st->C = c->dims[i];
-        st->kernel = i == 0 ? 7 : 3;
-        st->stride = i == 0 ? 4 : 2;
-        st->first_sublayer = next;
-        st->num_sublayers = 2 * (c->depths[i] + c->mamba_depths[i]);
-        next += st->num_sublayers;
+        st->C = c->dims[i], st->C_in = i == 0 ? 3 : c->dims[i - 1];
+        st->kernel = i == 0 ? 7 : 3, st->stride = i == 0 ? 4 : 2;
+        st->heads = c->heads[i], st->reduction = c->reductions[i];
+        st->first_sublayer = m->num_sublayers, st->num_sublayers = 2 * (c->depths[i] + c->mamba_depths[i]);
+        m->num_sublayers += st->num_sublayers; m->num_blocks += c->depths[i];
         snprintf(name, sizeof name, "encoder.downsample_layers.patch_embeddings.%d.", i);
-        st->patch = add_layer(m, INIT_NORMAL, name, "proj", 4, st->C, i == 0 ? 3 : c->dims[i - 1], st->kernel);
+        st->patch = add_layer(m, INIT_NORMAL, name, "proj", 4, st->C, st->C_in, st->kernel);
         st->patch_norm = add_norm(m, name, "layer_norm", st->C);
     }
-    for (int i = 0, block = 0; i < 4; i++)
-        for (int j = 0; j < c->depths[i]; j++, block++) {
-            Sublayer *s = m->sublayers + m->stages[i].first_sublayer + 2 * j;
-            add_segformer_block(m, s, s + 1, i, j, block);
-        }
-    for (int i = 0; i < 4; i++)
-        for (int j = 0; j < c->mamba_depths[i]; j++) {
-            Sublayer *s = m->sublayers + m->stages[i].first_sublayer + 2 * (c->depths[i] + j);
-            add_mamba_layer(m, s, s + 1, i, j);
-        }
+    m->sublayers = (Sublayer *)calloc_check((size_t)m->num_sublayers, sizeof(Sublayer));
+    for (int i = 0, block = 0; i < 4; i++) {
+        Sublayer *s = m->sublayers + m->stages[i].first_sublayer;
+        for (int j = 0; j < c->depths[i]; j++, block++, s += 2) add_segformer_block(m, s, s + 1, i, j, block);
+    }
+    for (int i = 0; i < 4; i++) {
+        Sublayer *s = m->sublayers + m->stages[i].first_sublayer + 2 * c->depths[i];
+        for (int j = 0; j < c->mamba_depths[i]; j++, s += 2) add_mamba_layer(m, s, s + 1, i, j);
+    }
     for (int i = 0; i < 4; i++) {
         snprintf(name, sizeof name, "linear_c.%d.proj", i);
         m->stages[i].linear_c = add_layer(m, INIT_NORMAL, "decoder.", name, 2, E, c->dims[i], 0);
@@ -1987,151 +1859,135 @@ static void model_init(Model *m, const Config *config, uint64_t seed) {
     m->running_mean = add_tensor(m, INIT_CONSTANT, 0.0, "decoder.batch_norm.", "running_mean", "", 1, E, 0, 0, 0, 0);
     m->running_var = add_tensor(m, INIT_CONSTANT, 1.0, "decoder.batch_norm.", "running_var", "", 1, E, 0, 0, 0, 0);
     Layer out = add_layer(m, INIT_UNIFORM, "", "out", 4, 1, E, 1);
-    m->out_weight = out.weight;
-    m->out_bias = out.bias;
+    m->out_weight = out.weight, m->out_bias = out.bias;
     m->params = malloc_floats(m->num_params);
     m->buffers = malloc_floats(m->num_buffers);
-
     for (int i = 0; i < m->num_tensors; i++) {
-        const Tensor *t = &m->tensors[i];
-        float *p = (t->is_buffer ? m->buffers : m->params) + t->offset;
-        uint64_t key = rng_key(seed, RNG_INIT, (uint64_t)i);
-        for (size_t k = 0; k < t->numel; k++)
-            switch (t->init) {
-            case INIT_CONSTANT: p[k] = (float)t->init_scale; break;
-            case INIT_NORMAL: p[k] = (float)t->init_scale * rng_normal(key, k); break;
-            case INIT_UNIFORM: p[k] = (float)t->init_scale * (2.0f * rng_uniform(key, k) - 1.0f); break;
-            case INIT_A_LOG: p[k] = logf((float)(k % (size_t)t->shape[1]) + 1.0f); break;
-            case INIT_DT_BIAS: {  // softplus(bias) is log-uniform in [0.001, 0.1]
-                double dt = exp(log(0.001) + (double)rng_uniform(key, k) * (log(0.1) - log(0.001)));
-                p[k] = (float)(dt + log(-expm1(-dt)));  // the inverse of softplus
-                break;
-            }
-            }
+        const Tensor *t = &m->tensors[i]; uint64_t key = rng_key(seed, RNG_INIT, (uint64_t)i);
+        for (size_t k = 0; k < t->numel; k++) tensor_data(m, t)[k] = initial_value(t, key, k);
     }
 }
 
 static void model_free(Model *m) {
-    arena_free(&m->kept);
-    arena_free(&m->scratch);
-    free(m->params);
-    free(m->buffers);
-    free(m->grads);
-    free(m->adam_m);
-    free(m->adam_v);
-    free(m->tensors);
-    free(m->sublayers);
+    free(m->params), free(m->buffers), free(m->grads), free(m->adam_m), free(m->adam_v), free(m->tensors);
+    free(m->sublayers), arena_free(&m->kept), arena_free(&m->scratch);
     memset(m, 0, sizeof *m);
 }
 
-// Every sublayer's F below has the same shape: forward(m, st, s, out, inp), backward(m, st, s, dinp, dout, inp), all
-// (rows, C) with rows = B*T*P, inp the layer norm's output. In training what backward needs is taken from m->kept, in
-// evaluation from m->scratch, where it is given back when the sublayer is done.
-static Arena *keep(Model *m) { return m->training ? &m->kept : &m->scratch; }
+// Every sublayer's F below has the same shape: forward(m, st, s, out, inp), backward(m, st, s, dinp, dout, inp), all (rows,
+// C) with rows = B*T*P, inp the layer norm's output. It takes all its memory first; the planning pass ends there.
+
+// n floats that backward needs: in training from m->kept, in evaluation from m->scratch, back when the sublayer is done
+static float *keep(Model *m, size_t n) { return arena_take(m->training ? &m->kept : &m->scratch, n); }
+static float *scratch(Model *m, size_t n) { return arena_take(&m->scratch, n); }
+
+// F.linear and F.layer_norm with a layer's parameters and gradients: out (rows, N), inp (rows, K); inp (rows, C)
+static void linear_forward(const Model *m, float *out, const float *inp, Layer layer, int rows, int N, int K) {
+    matmul_forward(out, inp, m->params + layer.weight, m->params + layer.bias, rows, N, K);
+}
+// accumulate: dinp += (inp feeds several layers), else dinp =
+static void linear_backward(const Model *m, float *dinp, const float *dout, const float *inp, Layer layer, int rows, int N,
+                            int K, int accumulate) {
+    matmul(dinp, K, dout, N, 0, m->params + layer.weight, K, 0, NULL, rows, K, N, accumulate);
+    matmul_backward(NULL, m->grads + layer.weight, m->grads + layer.bias, dout, inp, NULL, rows, N, K);
+}
+static void norm_forward(const Model *m, float *out, float *mean, float *rstd, const float *inp, Layer layer, int rows,
+                         int C) {
+    layernorm_forward(out, mean, rstd, inp, m->params + layer.weight, m->params + layer.bias, rows, C);
+}
+static void norm_backward(const Model *m, float *dinp, const float *dout, const float *dresidual, const float *inp,
+                          Layer layer, const float *mean, const float *rstd, int rows, int C) {
+    layernorm_backward(dinp, m->grads + layer.weight, m->grads + layer.bias, dout, dresidual, inp, m->params + layer.weight,
+                       mean, rstd, rows, C);
+}
 
 // ---- SegFormer's self-attention. With reduction s > 1 keys and values come from a grid s times smaller in each axis:
 //   kv = LN(conv_s(x)) or x;  out = W_o Attention(W_q x + b_q, W_k kv + b_k, W_v kv + b_v) + b_o
 static void self_attention_forward(Model *m, const Stage *st, Sublayer *a, float *out, const float *inp) {
-    int C = st->C, N = m->B * m->T, rows = N * st->P, s = m->config.reductions[st - m->stages], heads = m->config.heads[st - m->stages];
-    int Pk = (st->H / s) * (st->W / s), rows_k = N * Pk;
+    int C = st->C, N = m->B * m->T, rows = N * st->P, s = st->reduction, Pk = (st->H / s) * (st->W / s), rows_k = N * Pk;
+    size_t mark = m->scratch.used, n = (size_t)rows * C, n_k = (size_t)rows_k * C;
     const float *w = m->params, *kv = inp;
-    size_t mark = m->scratch.used;
-    a->q = arena_take(keep(m), (size_t)rows * C);
+    a->q = keep(m, n), a->att = keep(m, n), a->k = keep(m, n_k), a->v = keep(m, n_k);
     if (s > 1) {
-        a->sr_out = arena_take(keep(m), (size_t)rows_k * C);
-        a->sr_mean = arena_take(keep(m), (size_t)rows_k);
-        a->sr_rstd = arena_take(keep(m), (size_t)rows_k);
-        kv = a->kv = arena_take(keep(m), (size_t)rows_k * C);
+        a->sr_out = keep(m, n_k), a->sr_mean = keep(m, (size_t)rows_k), a->sr_rstd = keep(m, (size_t)rows_k);
+        kv = a->kv = keep(m, n_k);
     }
-    a->k = arena_take(keep(m), (size_t)rows_k * C);
-    a->v = arena_take(keep(m), (size_t)rows_k * C);
-    a->att = arena_take(keep(m), (size_t)rows * C);
     m->scratch.used = mark;
     if (m->planning) return;
-    matmul_forward(a->q, inp, w + a->query.weight, w + a->query.bias, rows, C, C);
+    linear_forward(m, a->q, inp, a->query, rows, C, C);
     if (s > 1) {
         conv_forward(a->sr_out, inp, w + a->sr.weight, w + a->sr.bias, N, st->H, st->W, C, C, s, s, 0);
-        layernorm_forward(a->kv, a->sr_mean, a->sr_rstd, a->sr_out, w + a->sr_norm.weight, w + a->sr_norm.bias, rows_k, C);
+        norm_forward(m, a->kv, a->sr_mean, a->sr_rstd, a->sr_out, a->sr_norm, rows_k, C);
     }
-    matmul_forward(a->k, kv, w + a->key.weight, w + a->key.bias, rows_k, C, C);
-    matmul_forward(a->v, kv, w + a->value.weight, w + a->value.bias, rows_k, C, C);
-    attention_forward(a->att, a->q, a->k, a->v, N, st->P, Pk, C, heads);
-    matmul_forward(out, a->att, w + a->proj.weight, w + a->proj.bias, rows, C, C);
+    linear_forward(m, a->k, kv, a->key, rows_k, C, C);
+    linear_forward(m, a->v, kv, a->value, rows_k, C, C);
+    attention_forward(a->att, a->q, a->k, a->v, N, st->P, Pk, C, st->heads);
+    linear_forward(m, out, a->att, a->proj, rows, C, C);
 }
 
-static void self_attention_backward(Model *m, const Stage *st, Sublayer *a, float *dinp, const float *dout, const float *inp) {
-    int C = st->C, N = m->B * m->T, rows = N * st->P, s = m->config.reductions[st - m->stages], heads = m->config.heads[st - m->stages];
-    int Pk = (st->H / s) * (st->W / s), rows_k = N * Pk;
+static void self_attention_backward(Model *m, const Stage *st, Sublayer *a, float *dinp, const float *dout,
+                                    const float *inp) {
+    int C = st->C, N = m->B * m->T, rows = N * st->P, s = st->reduction, Pk = (st->H / s) * (st->W / s), rows_k = N * Pk;
+    size_t mark = m->scratch.used, n = (size_t)rows * C, n_k = (size_t)rows_k * C;
     const float *w = m->params, *kv = s > 1 ? a->kv : inp;
-    float *g = m->grads;
-    size_t mark = m->scratch.used;
-    float *datt = arena_take(&m->scratch, (size_t)rows * C), *dq = arena_take(&m->scratch, (size_t)rows * C);
-    float *dk = arena_take(&m->scratch, (size_t)rows_k * C), *dv = arena_take(&m->scratch, (size_t)rows_k * C);
-    float *dkv = s > 1 ? arena_take(&m->scratch, (size_t)rows_k * C) : dinp;
+    float *g = m->grads, *datt = scratch(m, n), *dq = scratch(m, n), *dk = scratch(m, n_k), *dv = scratch(m, n_k);
+    float *dkv = s > 1 ? scratch(m, n_k) : dinp;
     m->scratch.used = mark;
     if (m->planning) return;
-    matmul_backward(datt, g + a->proj.weight, g + a->proj.bias, dout, a->att, w + a->proj.weight, rows, C, C);
-    attention_backward(dq, dk, dv, datt, a->q, a->k, a->v, N, st->P, Pk, C, heads);
-    matmul_backward(dkv, g + a->key.weight, g + a->key.bias, dk, kv, w + a->key.weight, rows_k, C, C);
-    matmul_backward(NULL, g + a->value.weight, g + a->value.bias, dv, kv, w + a->value.weight, rows_k, C, C);
-    matmul(dkv, C, dv, C, 0, w + a->value.weight, C, 0, NULL, rows_k, C, C, 1);
+    linear_backward(m, datt, dout, a->att, a->proj, rows, C, C, 0);
+    attention_backward(dq, dk, dv, datt, a->q, a->k, a->v, N, st->P, Pk, C, st->heads);
+    linear_backward(m, dkv, dk, kv, a->key, rows_k, C, C, 0);
+    linear_backward(m, dkv, dv, kv, a->value, rows_k, C, C, 1);
     if (s > 1) {
-        layernorm_backward(dkv, g + a->sr_norm.weight, g + a->sr_norm.bias, dkv, NULL, a->sr_out, w + a->sr_norm.weight,
-                           a->sr_mean, a->sr_rstd, rows_k, C);
+        norm_backward(m, dkv, dkv, NULL, a->sr_out, a->sr_norm, a->sr_mean, a->sr_rstd, rows_k, C);
         conv_backward(dinp, g + a->sr.weight, g + a->sr.bias, dkv, inp, w + a->sr.weight, N, st->H, st->W, C, C, s, s, 0);
     }
-    matmul_backward(NULL, g + a->query.weight, g + a->query.bias, dq, inp, w + a->query.weight, rows, C, C);
-    matmul(dinp, C, dq, C, 0, w + a->query.weight, C, 0, NULL, rows, C, C, 1);
+    linear_backward(m, dinp, dq, inp, a->query, rows, C, C, 1);
 }
 
 // ---- The feed-forward networks: SegFormer's MixFFN (depthwise 3x3 in each frame) and Vivim's DSF (3x3x3 in the clip):
 //   h1 = W_1 x + b_1 (4C);  h2 = dwconv(h1);  out = W_2 gelu(h2) + b_2
 static void ffn_forward(Model *m, const Stage *st, Sublayer *f, float *out, const float *inp) {
-    int C = st->C, rows = m->B * m->T * st->P, kt = f->kind == DSF ? 3 : 1;
-    const float *w = m->params;
+    int C = st->C, rows = m->B * m->T * st->P, kt = f->kind == DSF ? 3 : 1; const float *w = m->params;
     size_t mark = m->scratch.used, n = (size_t)rows * 4 * C;
-    f->h1 = arena_take(keep(m), n);
-    f->h2 = arena_take(keep(m), n);
-    float *act = m->training ? arena_take(&m->scratch, n) : f->h2;
+    f->h1 = keep(m, n), f->h2 = keep(m, n);
+    float *act = m->training ? scratch(m, n) : f->h2;
     m->scratch.used = mark;
     if (m->planning) return;
-    matmul_forward(f->h1, inp, w + f->fc1.weight, w + f->fc1.bias, rows, 4 * C, C);
+    linear_forward(m, f->h1, inp, f->fc1, rows, 4 * C, C);
     dwconv_forward(f->h2, f->h1, w + f->dwconv.weight, w + f->dwconv.bias, m->B, m->T, st->H, st->W, 4 * C, kt);
     gelu_forward(act, f->h2, n);
-    matmul_forward(out, act, w + f->fc2.weight, w + f->fc2.bias, rows, C, 4 * C);
+    linear_forward(m, out, act, f->fc2, rows, C, 4 * C);
 }
 
 static void ffn_backward(Model *m, const Stage *st, Sublayer *f, float *dinp, const float *dout, const float *inp) {
     int C = st->C, rows = m->B * m->T * st->P, kt = f->kind == DSF ? 3 : 1;
-    const float *w = m->params;
-    float *g = m->grads;
-    size_t mark = m->scratch.used, n = (size_t)rows * 4 * C;
-    float *act = arena_take(&m->scratch, n), *dact = arena_take(&m->scratch, n);
+    size_t mark = m->scratch.used, n = (size_t)rows * 4 * C; const float *w = m->params;
+    float *g = m->grads, *act = scratch(m, n), *dact = scratch(m, n), *dh1 = act;  // dh1 comes when act is done with
     m->scratch.used = mark;
     if (m->planning) return;
     gelu_forward(act, f->h2, n);
-    matmul_backward(dact, g + f->fc2.weight, g + f->fc2.bias, dout, act, w + f->fc2.weight, rows, C, 4 * C);
+    linear_backward(m, dact, dout, act, f->fc2, rows, C, 4 * C, 0);
     gelu_backward(dact, dact, f->h2, n);
-    float *dh1 = act;  // gelu(h2) is no longer needed
     dwconv_backward(dh1, g + f->dwconv.weight, g + f->dwconv.bias, dact, f->h1, w + f->dwconv.weight,
                     m->B, m->T, st->H, st->W, 4 * C, kt);
-    matmul_backward(dinp, g + f->fc1.weight, g + f->fc1.bias, dh1, inp, w + f->fc1.weight, rows, 4 * C, C);
+    linear_backward(m, dinp, dh1, inp, f->fc1, rows, 4 * C, C, 0);
 }
 
-// ---- ST-Mamba (paper, section III-B): one projection in, three selective scans over the same tokens in different
-// orders, one gate, one projection out:
+// ---- ST-Mamba (paper, section III-B): one projection in, three selective scans over the same tokens in different orders,
+// one gate, one projection out:
 //   [x | z] = W_in u;  for each direction g:  a = SiLU(conv1d_g(x));  [delta | Bt | Ct] = W_x,g a;
 //   dt = softplus(W_dt,g delta + b_dt,g);  y_g = scan_g(a, dt, Bt, Ct);   out = W_out (sum_g y_g * SiLU(z) / directions)
 // The released code gates every direction by the same SiLU(z) and then adds; gating the sum once is the same.
 
 // a (rows, D) and dt (rows, D) of direction g; x_dbl must hold W_x a unless it is to be computed here
 static void scan_inputs(Model *m, const Stage *st, Sublayer *s, int g, float *a, float *dt, int compute_x_dbl) {
-    const Config *c = &m->config;
-    int C = st->C, D = c->expand * C, N = c->d_state, R = dt_rank(C), rows = m->B * m->T * st->P, ld = R + 2 * N;
+    const Config *c = &m->config; const Scan *p = &s->scan[g];
+    int D = c->expand * st->C, R = dt_rank(st->C), rows = m->B * m->T * st->P, ld = R + 2 * c->d_state;
     const float *w = m->params;
-    conv1d_silu_forward(a, s->xz, 2 * D, w + s->scan[g].conv.weight, w + s->scan[g].conv.bias, g, m->B, m->T, st->P, D, c->d_conv);
-    if (compute_x_dbl) matmul_forward(s->x_dbl[g], a, w + s->scan[g].x_proj, NULL, rows, ld, D);
-    matmul(dt, D, s->x_dbl[g], ld, 0, w + s->scan[g].dt_proj.weight, R, 1, w + s->scan[g].dt_proj.bias, rows, D, R, 0);
+    conv1d_silu_forward(a, s->xz, 2 * D, w + p->conv.weight, w + p->conv.bias, g, m->B, m->T, st->P, D, c->d_conv);
+    if (compute_x_dbl) matmul_forward(s->x_dbl[g], a, w + p->x_proj, NULL, rows, ld, D);
+    matmul(dt, D, s->x_dbl[g], ld, 0, w + p->dt_proj.weight, R, 1, w + p->dt_proj.bias, rows, D, R, 0);
     #pragma omp parallel for simd schedule(static)
     for (size_t i = 0; i < (size_t)rows * D; i++) dt[i] = softplus_simd(dt[i]);
 }
@@ -2140,15 +1996,15 @@ static void scan_inputs(Model *m, const Stage *st, Sublayer *s, int g, float *a,
 static void gate_forward(float *gated, const float *y, const float *xz, float scale, int rows, int D) {
     #pragma omp parallel for schedule(static)
     for (int r = 0; r < rows; r++) {
-        const float *z = xz + (size_t)r * 2 * D + D, *yr = y + (size_t)r * D;
-        float *o = gated + (size_t)r * D;
+        const float *z = xz + (size_t)r * 2 * D + D, *yr = y + (size_t)r * D; float *o = gated + (size_t)r * D;
         #pragma omp simd
         for (int d = 0; d < D; d++) o[d] = scale * yr[d] * silu_simd(z[d]);
     }
 }
 
 // dy = dgated * SiLU(z) * scale (dy may be dgated); dz = dgated * y * SiLU'(z) * scale, into the second half of dxz's rows
-static void gate_backward(float *dy, float *dxz, const float *dgated, const float *y, const float *xz, float scale, int rows, int D) {
+static void gate_backward(float *dy, float *dxz, const float *dgated, const float *y, const float *xz, float scale, int rows,
+                          int D) {
     #pragma omp parallel for schedule(static)
     for (int r = 0; r < rows; r++) {
         const float *z = xz + (size_t)r * 2 * D + D, *yr = y + (size_t)r * D, *dg = dgated + (size_t)r * D;
@@ -2164,96 +2020,83 @@ static void gate_backward(float *dy, float *dxz, const float *dgated, const floa
 
 static void st_mamba_forward(Model *m, const Stage *st, Sublayer *s, float *out, const float *inp) {
     const Config *c = &m->config;
-    int C = st->C, D = c->expand * C, N = c->d_state, R = dt_rank(C), rows = m->B * m->T * st->P, ld = R + 2 * N;
-    int directions = (int)strlen(c->scans), first = 1;
-    const float *w = m->params;
-    size_t mark = m->scratch.used, n = (size_t)rows * D;
-    s->xz = arena_take(keep(m), 2 * n);
-    s->y = arena_take(keep(m), n);
-    for (int g = 0; g < 3; g++)
-        if (has_scan(c, g)) {
-            s->x_dbl[g] = arena_take(keep(m), (size_t)rows * ld);
-            s->states[g] = m->training ? arena_take(keep(m), selective_scan_states(m->B, m->T, st->P, D, N)) : NULL;
-        }
-    float *a = arena_take(&m->scratch, n), *dt = arena_take(&m->scratch, n);
+    int C = st->C, D = c->expand * C, N = c->d_state, R = dt_rank(C), rows = m->B * m->T * st->P, ld = R + 2 * N, first = 1;
+    const float *w = m->params; size_t mark = m->scratch.used, n = (size_t)rows * D;
+    s->xz = keep(m, 2 * n), s->y = keep(m, n);
+    for (int g = 0; g < 3; g++) {
+        if (!has_scan(c, g)) continue;
+        s->x_dbl[g] = keep(m, (size_t)rows * ld);
+        s->states[g] = m->training ? keep(m, selective_scan_states(m->B, m->T, st->P, D, N)) : NULL;
+    }
+    float *a = scratch(m, n), *dt = scratch(m, n);
     m->scratch.used = mark;
     if (m->planning) return;
     matmul_forward(s->xz, inp, w + s->in_proj, NULL, rows, 2 * D, C);
     for (int g = 0; g < 3; g++) {
         if (!has_scan(c, g)) continue;
-        scan_inputs(m, st, s, g, a, dt, 1);
-        selective_scan_forward(s->y, s->states[g], a, dt, s->x_dbl[g] + R, s->x_dbl[g] + R + N, ld, w + s->scan[g].A_log,
-                               w + s->scan[g].D, g, m->B, m->T, st->P, D, N, !first);
+        const float *Bt = s->x_dbl[g] + R, *Ct = Bt + N; scan_inputs(m, st, s, g, a, dt, 1);
+        selective_scan_forward(s->y, s->states[g], a, dt, Bt, Ct, ld, w + s->scan[g].A_log, w + s->scan[g].D,
+                               g, m->B, m->T, st->P, D, N, !first);
         first = 0;
     }
-    gate_forward(a, s->y, s->xz, 1.0f / (float)directions, rows, D);
+    gate_forward(a, s->y, s->xz, 1.0f / (float)strlen(c->scans), rows, D);
     matmul_forward(out, a, w + s->out_proj, NULL, rows, C, D);
 }
 
 static void st_mamba_backward(Model *m, const Stage *st, Sublayer *s, float *dinp, const float *dout, const float *inp) {
     const Config *c = &m->config;
-    int C = st->C, D = c->expand * C, N = c->d_state, R = dt_rank(C), rows = m->B * m->T * st->P, ld = R + 2 * N;
-    int directions = (int)strlen(c->scans), first = 1;
-    const float *w = m->params;
-    float *g_ = m->grads, scale = 1.0f / (float)directions;
+    int C = st->C, D = c->expand * C, N = c->d_state, R = dt_rank(C), rows = m->B * m->T * st->P, ld = R + 2 * N, first = 1;
+    const float *w = m->params; float *dw = m->grads, scale = 1.0f / (float)strlen(c->scans);
     size_t mark = m->scratch.used, n = (size_t)rows * D;
-    float *a = arena_take(&m->scratch, n), *dt = arena_take(&m->scratch, n), *dy = arena_take(&m->scratch, n);
-    float *da = arena_take(&m->scratch, n), *ddt = arena_take(&m->scratch, n), *dxz = arena_take(&m->scratch, 2 * n);
-    float *dx_dbl = arena_take(&m->scratch, (size_t)rows * ld);
+    float *a = scratch(m, n), *dt = scratch(m, n), *dy = scratch(m, n), *da = scratch(m, n), *ddt = scratch(m, n);
+    float *dxz = scratch(m, 2 * n), *dx_dbl = scratch(m, (size_t)rows * ld);
     m->scratch.used = mark;
     if (m->planning) return;
     gate_forward(a, s->y, s->xz, scale, rows, D);
-    matmul_backward(dy, g_ + s->out_proj, NULL, dout, a, w + s->out_proj, rows, C, D);
+    matmul_backward(dy, dw + s->out_proj, NULL, dout, a, w + s->out_proj, rows, C, D);
     gate_backward(dy, dxz, dy, s->y, s->xz, scale, rows, D);
     for (int g = 0; g < 3; g++) {
         if (!has_scan(c, g)) continue;
+        const Scan *p = &s->scan[g]; const float *Bt = s->x_dbl[g] + R, *Ct = Bt + N;
         scan_inputs(m, st, s, g, a, dt, 0);
-        selective_scan_backward(da, ddt, dx_dbl + R, dx_dbl + R + N, ld, g_ + s->scan[g].A_log, g_ + s->scan[g].D, dy, a, dt,
-                                s->x_dbl[g] + R, s->x_dbl[g] + R + N, ld, w + s->scan[g].A_log, w + s->scan[g].D, s->states[g],
-                                g, m->B, m->T, st->P, D, N);
+        selective_scan_backward(da, ddt, dx_dbl + R, dx_dbl + R + N, ld, dw + p->A_log, dw + p->D, dy, a, dt, Bt, Ct, ld,
+                                w + p->A_log, w + p->D, s->states[g], g, m->B, m->T, st->P, D, N);
         #pragma omp parallel for simd schedule(static)
         for (size_t i = 0; i < n; i++) ddt[i] *= 1.0f - exp_simd(-dt[i]);  // softplus'(v) = sigmoid(v) = 1 - e^-softplus(v)
         // dt = W_dt delta + b: delta is the first R columns of x_dbl
-        matmul(dx_dbl, ld, ddt, D, 0, w + s->scan[g].dt_proj.weight, R, 0, NULL, rows, R, D, 0);
-        matmul(g_ + s->scan[g].dt_proj.weight, R, ddt, D, 1, s->x_dbl[g], ld, 0, NULL, D, R, rows, 1);
-        add_column_sums(g_ + s->scan[g].dt_proj.bias, ddt, rows, D);
+        matmul(dx_dbl, ld, ddt, D, 0, w + p->dt_proj.weight, R, 0, NULL, rows, R, D, 0);
+        matmul(dw + p->dt_proj.weight, R, ddt, D, 1, s->x_dbl[g], ld, 0, NULL, D, R, rows, 1);
+        add_column_sums(dw + p->dt_proj.bias, ddt, rows, D);
         // x_dbl = W_x a
-        matmul(da, D, dx_dbl, ld, 0, w + s->scan[g].x_proj, D, 0, NULL, rows, D, ld, 1);
-        matmul(g_ + s->scan[g].x_proj, D, dx_dbl, ld, 1, a, D, 0, NULL, ld, D, rows, 1);
-        conv1d_silu_backward(dxz, 2 * D, g_ + s->scan[g].conv.weight, g_ + s->scan[g].conv.bias, da, s->xz, 2 * D,
-                             w + s->scan[g].conv.weight, w + s->scan[g].conv.bias, g, m->B, m->T, st->P, D, c->d_conv, !first);
+        matmul(da, D, dx_dbl, ld, 0, w + p->x_proj, D, 0, NULL, rows, D, ld, 1);
+        matmul(dw + p->x_proj, D, dx_dbl, ld, 1, a, D, 0, NULL, ld, D, rows, 1);
+        conv1d_silu_backward(dxz, 2 * D, dw + p->conv.weight, dw + p->conv.bias, da, s->xz, 2 * D, w + p->conv.weight,
+                             w + p->conv.bias, g, m->B, m->T, st->P, D, c->d_conv, !first);
         first = 0;
     }
-    matmul_backward(dinp, g_ + s->in_proj, NULL, dxz, inp, w + s->in_proj, rows, 2 * D, C);
+    matmul_backward(dinp, dw + s->in_proj, NULL, dxz, inp, w + s->in_proj, rows, 2 * D, C);
 }
 
-// ---- One sublayer: out = x + drop * F(LN(x)). In training x is kept and out is new; in evaluation out replaces x.
-// Returns out. Drop path (stochastic depth): SegFormer block j of J drops its branch for a whole frame with probability
-// 0.1 j/(J-1) and scales the kept ones up.
+// ---- One sublayer: out = x + drop * F(LN(x)). In training x is kept and out is new; in evaluation out replaces x. Returns
+// out. Drop path (stochastic depth): SegFormer block j of J drops its branch for a whole frame with probability 0.1 j/(J-1)
+// and scales the kept ones up.
 static float *sublayer_forward(Model *m, const Stage *st, Sublayer *s, float *x) {
-    int C = st->C, frames = m->B * m->T, rows = frames * st->P;
+    int C = st->C, frames = m->B * m->T, rows = frames * st->P, segformer = s->kind == ATTENTION || s->kind == MIX_FFN;
     size_t mark = m->scratch.used, n = (size_t)rows * C;
-    float p = s->kind == ATTENTION || s->kind == MIX_FFN ? m->drop_path * (float)s->drop_index / (float)max_int(1, m->num_blocks - 1) : 0.0f;
+    float p = segformer ? m->drop_path * (float)s->drop_index / (float)max_int(1, m->num_blocks - 1) : 0.0f;
     s->x = x;
-    s->mean = arena_take(keep(m), (size_t)rows);
-    s->rstd = arena_take(keep(m), (size_t)rows);
-    s->drop = m->training && p > 0.0f ? arena_take(keep(m), (size_t)frames) : NULL;
-    float *out = m->training ? arena_take(&m->kept, n) : x;
-    float *ln = arena_take(&m->scratch, n), *branch = arena_take(&m->scratch, n);
+    s->mean = keep(m, (size_t)rows), s->rstd = keep(m, (size_t)rows);
+    s->drop = m->training && p > 0.0f ? keep(m, (size_t)frames) : NULL;
+    float *out = m->training ? keep(m, n) : x, *ln = scratch(m, n), *branch = scratch(m, n);
     if (!m->planning) {
-        if (s->drop) {
-            uint64_t key = rng_key(m->seed, RNG_DROP_PATH, (uint64_t)m->step);
-            for (int f = 0; f < frames; f++)
-                s->drop[f] = rng_uniform(key, (uint64_t)(s - m->sublayers) * 65536u + (uint64_t)f) < p ? 0.0f : 1.0f / (1.0f - p);
-        }
-        layernorm_forward(ln, s->mean, s->rstd, x, m->params + s->norm.weight, m->params + s->norm.bias, rows, C);
+        uint64_t key = rng_key(m->seed, RNG_DROP_PATH, (uint64_t)m->step), first = (uint64_t)(s - m->sublayers) * 65536u;
+        for (int f = 0; f < frames && s->drop; f++) s->drop[f] = dropout_factor(key, first + (uint64_t)f, p);
+        norm_forward(m, ln, s->mean, s->rstd, x, s->norm, rows, C);
     }
-    switch (s->kind) {
-    case ATTENTION: self_attention_forward(m, st, s, branch, ln); break;
-    case ST_MAMBA: st_mamba_forward(m, st, s, branch, ln); break;
-    default: ffn_forward(m, st, s, branch, ln);
-    }
-    if (!m->planning) residual_forward(out, x, branch, s->drop, frames, (size_t)st->P * C);
+    if (s->kind == ATTENTION) self_attention_forward(m, st, s, branch, ln);
+    else if (s->kind == ST_MAMBA) st_mamba_forward(m, st, s, branch, ln);
+    else ffn_forward(m, st, s, branch, ln);
+    if (!m->planning) residual(out, x, branch, s->drop, frames, (size_t)st->P * C);
     m->scratch.used = mark;
     return out;
 }
@@ -2262,63 +2105,59 @@ static float *sublayer_forward(Model *m, const Stage *st, Sublayer *s, float *x)
 static void sublayer_backward(Model *m, const Stage *st, Sublayer *s, float *dx) {
     int C = st->C, frames = m->B * m->T, rows = frames * st->P;
     size_t mark = m->scratch.used, n = (size_t)rows * C;
-    const float *weight = m->params + s->norm.weight, *bias = m->params + s->norm.bias;
-    float *ln = arena_take(&m->scratch, n), *dln = arena_take(&m->scratch, n), *dbranch = dx;
-    if (s->drop) dbranch = arena_take(&m->scratch, n);
+    float *ln = scratch(m, n), *dln = scratch(m, n), *dbranch = s->drop ? scratch(m, n) : dx;
     if (!m->planning) {
-        if (s->drop) residual_backward(dbranch, dx, s->drop, frames, (size_t)st->P * C);
-        layernorm_forward(ln, s->mean, s->rstd, s->x, weight, bias, rows, C);  // again: cheaper than keeping it
+        if (s->drop) residual(dbranch, NULL, dx, s->drop, frames, (size_t)st->P * C);
+        norm_forward(m, ln, s->mean, s->rstd, s->x, s->norm, rows, C);  // again: cheaper than keeping it
     }
-    switch (s->kind) {
-    case ATTENTION: self_attention_backward(m, st, s, dln, dbranch, ln); break;
-    case ST_MAMBA: st_mamba_backward(m, st, s, dln, dbranch, ln); break;
-    default: ffn_backward(m, st, s, dln, dbranch, ln);
-    }
-    if (!m->planning)
-        layernorm_backward(dx, m->grads + s->norm.weight, m->grads + s->norm.bias, dln, dx, s->x, weight, s->mean, s->rstd, rows, C);
+    if (s->kind == ATTENTION) self_attention_backward(m, st, s, dln, dbranch, ln);
+    else if (s->kind == ST_MAMBA) st_mamba_backward(m, st, s, dln, dbranch, ln);
+    else ffn_backward(m, st, s, dln, dbranch, ln);
+    if (!m->planning) norm_backward(m, dx, dln, dx, s->x, s->norm, s->mean, s->rstd, rows, C);
     m->scratch.used = mark;
 }
 
-// ---- The decoder. As written in the paper: upsample Linear_i(stage_i) to stage 1's grid, concatenate (stage 4 first)
-// and fuse by a 1x1 convolution. Upsampling is linear in space and its weights sum to 1, the two matrices are linear in
+// ---- The decoder. As written in the paper: upsample Linear_i(stage_i) to stage 1's grid, concatenate (stage 4 first) and
+// fuse by a 1x1 convolution. Upsampling is linear in space and its weights sum to 1, the two matrices are linear in
 // channels, so they commute:
 //   W_fuse concat(u) = sum_i upsample( (W_fuse,i W_i) stage_i ) + sum_i W_fuse,i b_i,   W_fuse,i the (E, E) block of stage i
 // Folding the two matrices first saves 45 % of the FLOPs of a b3 training step and changes nothing else.
 
-static const float *fuse_block(const Model *m, const float *arena, int i) { return arena + m->fuse + (size_t)(3 - i) * m->config.decoder_dim; }
+// where W_fuse,i begins in params or grads; its rows are 4E apart
+static size_t fuse_block(const Model *m, int i) { return m->fuse + (size_t)(3 - i) * m->config.decoder_dim; }
 
 static void decoder_fold(Model *m) {
     int E = m->config.decoder_dim;
     for (int i = 0; i < 4; i++) {
-        const Stage *st = &m->stages[i];
-        matmul(m->folded[i], st->C, fuse_block(m, m->params, i), 4 * E, 0, m->params + st->linear_c.weight, st->C, 0, NULL, E, st->C, E, 0);
-        matmul(m->folded_bias, 1, fuse_block(m, m->params, i), 4 * E, 0, m->params + st->linear_c.bias, 1, 0, NULL, E, 1, E, i > 0);
+        int C = m->stages[i].C;
+        const float *w = m->params, *w_fuse = w + fuse_block(m, i);
+        matmul(m->folded[i], C, w_fuse, 4 * E, 0, w + m->stages[i].linear_c.weight, C, 0, NULL, E, C, E, 0);
+        matmul(m->folded_bias, 1, w_fuse, 4 * E, 0, w + m->stages[i].linear_c.bias, 1, 0, NULL, E, 1, E, i > 0);
     }
 }
 
 // map (n, H1, W1, E) of the n frames from frame f on: batch norm's input
 static void decoder_map(Model *m, float *map, int f, int n) {
-    int E = m->config.decoder_dim;
-    const Stage *s0 = &m->stages[0];
+    int E = m->config.decoder_dim, H = m->stages[0].H, W = m->stages[0].W;
     size_t mark = m->scratch.used;
-    float *low[4];
-    for (int i = 1; i < 4; i++) low[i] = arena_take(&m->scratch, (size_t)n * m->stages[i].P * E);
+    float *low[4] = {map, NULL, NULL, NULL};  // stage 1 needs no upsampling: it starts the sum
+    for (int i = 1; i < 4; i++) low[i] = scratch(m, (size_t)n * m->stages[i].P * E);
     m->scratch.used = mark;
     if (m->planning) return;
-    matmul(map, E, s0->out + (size_t)f * s0->P * s0->C, s0->C, 0, m->folded[0], s0->C, 1, m->folded_bias, n * s0->P, E, s0->C, 0);
-    for (int i = 1; i < 4; i++) {
+    for (int i = 0; i < 4; i++) {
         const Stage *st = &m->stages[i];
-        matmul(low[i], E, st->out + (size_t)f * st->P * st->C, st->C, 0, m->folded[i], st->C, 1, NULL, n * st->P, E, st->C, 0);
+        const float *inp = st->out + (size_t)f * st->P * st->C;
+        matmul_forward(low[i], inp, m->folded[i], i == 0 ? m->folded_bias : NULL, n * st->P, E, st->C);
     }
     #pragma omp parallel
     {
-        float *tmp = malloc_floats((size_t)s0->W * E);
+        float *tmp = malloc_floats((size_t)W * E);
         #pragma omp for schedule(static)
-        for (int row = 0; row < n * s0->H; row++)
+        for (int row = 0; row < n * H; row++)
             for (int i = 1; i < 4; i++) {
                 const Stage *st = &m->stages[i];
-                bilinear_row(map + (size_t)row * s0->W * E, tmp, low[i] + (size_t)(row / s0->H) * st->P * E,
-                             st->H, st->W, s0->H, s0->W, E, row % s0->H, 1);
+                const float *from = low[i] + (size_t)(row / H) * st->P * E;
+                bilinear_row(map + (size_t)row * W * E, tmp, from, st->H, st->W, H, W, E, row % H, 1);
             }
         free(tmp);
     }
@@ -2329,182 +2168,155 @@ static int logits_frame(const Model *m, int j) { return m->all_frames ? j : j * 
 static int logits_frames(const Model *m) { return m->all_frames ? m->B * m->T : m->B; }
 
 static void decoder_forward(Model *m) {
-    int E = m->config.decoder_dim, frames = m->B * m->T, outputs = logits_frames(m);
-    const Stage *s0 = &m->stages[0];
+    int E = m->config.decoder_dim, P = m->stages[0].P, frames = m->B * m->T, outputs = logits_frames(m);
+    size_t frame = (size_t)P * E, rows = (size_t)frames * P;
     const float *gamma = m->params + m->batch_norm.weight, *beta = m->params + m->batch_norm.bias;
-    size_t frame = (size_t)s0->P * E, rows = (size_t)frames * s0->P;
     float *running_mean = m->buffers + m->running_mean, *running_var = m->buffers + m->running_var;
+    float **const of_channels[] = {&m->folded_bias, &m->bn_mean, &m->bn_rstd, &m->bn_scale, &m->bn_shift};
     uint64_t key = rng_key(m->seed, RNG_DROPOUT, (uint64_t)m->step);
     for (int i = 0; i < 4; i++) m->folded[i] = arena_take(&m->kept, (size_t)E * m->stages[i].C);
-    m->folded_bias = arena_take(&m->kept, (size_t)E);
-    m->bn_mean = arena_take(&m->kept, (size_t)E);
-    m->bn_rstd = arena_take(&m->kept, (size_t)E);
-    m->bn_scale = arena_take(&m->kept, (size_t)E);
-    m->bn_shift = arena_take(&m->kept, (size_t)E);
-    m->low = arena_take(&m->kept, (size_t)outputs * s0->P);
+    for (int i = 0; i < 5; i++) *of_channels[i] = arena_take(&m->kept, (size_t)E);
+    m->low = arena_take(&m->kept, (size_t)outputs * P);
     m->logits = arena_take(&m->kept, (size_t)outputs * m->H * m->W);
     m->map = arena_take(&m->kept, m->training ? frames * frame : frame);  // evaluation decodes one frame at a time
     if (!m->planning) decoder_fold(m);
-    if (m->training) {
-        decoder_map(m, m->map, 0, frames);
-        if (!m->planning) {  // statistics of all frames, though only target frames are supervised
-            float *var = m->bn_rstd;
-            batchnorm_statistics(m->bn_mean, var, m->map, rows, E);
-            for (int e = 0; e < E; e++) {  // the unbiased variance enters the running one
-                running_mean[e] += 0.1f * (m->bn_mean[e] - running_mean[e]);
-                running_var[e] += 0.1f * (var[e] * (float)((double)rows / (double)(rows > 1 ? rows - 1 : 1)) - running_var[e]);
-                m->bn_rstd[e] = 1.0f / sqrtf(var[e] + 1e-5f);
-            }
-            m->batches_tracked++;
-        }
-    } else if (!m->planning) {
-        for (int e = 0; e < E; e++) {
-            m->bn_mean[e] = running_mean[e];
-            m->bn_rstd[e] = 1.0f / sqrtf(running_var[e] + 1e-5f);
-        }
+    if (m->training) decoder_map(m, m->map, 0, frames);
+    if (!m->planning && m->training) {  // statistics of all frames, though only target frames are supervised
+        batchnorm_statistics(m->bn_mean, m->bn_rstd, m->map, rows, E);  // the variance first, below its root's inverse
+        m->batches_tracked++;
     }
     for (int e = 0; e < E && !m->planning; e++) {
-        m->bn_scale[e] = gamma[e] * m->bn_rstd[e];
-        m->bn_shift[e] = beta[e] - m->bn_mean[e] * m->bn_scale[e];
+        float mean = m->training ? m->bn_mean[e] : running_mean[e], var = m->training ? m->bn_rstd[e] : running_var[e];
+        if (m->training) {  // the unbiased variance enters the running one
+            running_mean[e] += 0.1f * (mean - running_mean[e]);
+            running_var[e] += 0.1f * (var * (float)((double)rows / (double)(rows > 1 ? rows - 1 : 1)) - running_var[e]);
+        }
+        m->bn_mean[e] = mean, m->bn_rstd[e] = 1.0f / sqrtf(var + 1e-5f);
+        m->bn_scale[e] = gamma[e] * m->bn_rstd[e], m->bn_shift[e] = beta[e] - mean * m->bn_scale[e];
     }
     for (int j = 0; j < outputs; j++) {
         int f = logits_frame(m, j);
-        float *map = m->training ? m->map + f * frame : m->map;
-        if (!m->training) decoder_map(m, map, f, 1);
+        if (!m->training) decoder_map(m, m->map, f, 1);
         if (m->planning) continue;
-        head_forward(m->low + (size_t)j * s0->P, map, m->bn_scale, m->bn_shift, m->params + m->out_weight, m->params[m->out_bias],
-                     s0->P, E, key, f * frame, m->training ? m->dropout : 0.0f);
+        head_forward(m->low + (size_t)j * P, m->map + (m->training ? f * frame : 0), m->bn_scale, m->bn_shift,
+                     m->params + m->out_weight, m->params[m->out_bias], P, E, key, f * frame,
+                     m->training ? m->dropout : 0.0f);
     }
-    if (!m->planning) bilinear_forward(m->logits, m->low, outputs, s0->H, s0->W, m->H, m->W, 1, 0);
+    if (!m->planning) bilinear_forward(m->logits, m->low, outputs, m->stages[0].H, m->stages[0].W, m->H, m->W, 1, 0);
 }
 
 // dstage[i] (B*T*P_i, C_i) from dlogits (frames, H, W). With M_i = W_fuse,i W_i and g_i = upsample^T(dmap):
 //   dstage_i = g_i M_i;  dM_i = g_i^T stage_i;  dW_i += W_fuse,i^T dM_i;  dW_fuse,i += dM_i W_i^T
 // dM's companion sum(dmap) is zero: batch norm removes every constant. So the biases b_i get no gradient.
 static void decoder_backward(Model *m, float *const dstage[4], const float *dlogits) {
-    int E = m->config.decoder_dim, frames = m->B * m->T, outputs = logits_frames(m);
-    const Stage *s0 = &m->stages[0];
-    const float *gamma_scale = m->bn_scale, *w_out = m->params + m->out_weight;
-    size_t frame = (size_t)s0->P * E, rows = (size_t)frames * s0->P, mark = m->scratch.used;
+    int E = m->config.decoder_dim, H = m->stages[0].H, W = m->stages[0].W, P = H * W;
+    int frames = m->B * m->T, outputs = logits_frames(m);
+    size_t frame = (size_t)P * E, mark = m->scratch.used;
+    const float *w = m->params, *w_out = w + m->out_weight;
     uint64_t key = rng_key(m->seed, RNG_DROPOUT, (uint64_t)m->step);
-    float *dlow = arena_take(&m->scratch, (size_t)outputs * s0->P), *dgamma = arena_take(&m->scratch, (size_t)E);
-    float *dbeta = arena_take(&m->scratch, (size_t)E), *dfolded = arena_take(&m->scratch, (size_t)E * m->stages[3].C);
-    float *dlow_map = arena_take(&m->scratch, (size_t)frames * m->stages[1].P * E);  // the largest g_i that is not dmap itself
+    float *g = m->grads, *dlow = scratch(m, (size_t)outputs * P), *dfolded = scratch(m, (size_t)E * m->stages[3].C);
+    float *dgamma = scratch(m, (size_t)E), *dbeta = scratch(m, (size_t)E);
+    float *dlow_map = scratch(m, (size_t)frames * m->stages[1].P * E);  // the largest g_i that is not dmap itself
     m->scratch.used = mark;
     if (m->planning) return;
-    bilinear_backward(dlow, dlogits, outputs, s0->H, s0->W, m->H, m->W, 1);
-    memset(dgamma, 0, sizeof(float) * (size_t)E);
-    memset(dbeta, 0, sizeof(float) * (size_t)E);
+    bilinear_backward(dlow, dlogits, outputs, H, W, m->H, m->W, 1);
+    for (int e = 0; e < E; e++) dgamma[e] = dbeta[e] = 0.0f;
     for (int j = 0; j < outputs; j++) {
-        int f = logits_frame(m, j);
-        head_backward_params(m->grads + m->out_weight, m->grads + m->out_bias, dgamma, dbeta, dlow + (size_t)j * s0->P, m->map + f * frame,
-                             m->bn_mean, m->bn_rstd, m->bn_scale, m->bn_shift, w_out, s0->P, E, key, f * frame, m->dropout);
+        size_t first = logits_frame(m, j) * frame;
+        head_backward_params(g + m->out_weight, g + m->out_bias, dgamma, dbeta, dlow + (size_t)j * P, m->map + first,
+                             m->bn_mean, m->bn_rstd, m->bn_scale, m->bn_shift, w_out, P, E, key, first, m->dropout);
     }
     for (int f = 0; f < frames; f++) {  // m->map becomes its own gradient
-        const float *dl = m->all_frames ? dlow + (size_t)f * s0->P : f % m->T == m->T / 2 ? dlow + (size_t)(f / m->T) * s0->P : NULL;
-        head_backward_map(m->map + f * frame, dl, dgamma, dbeta, m->bn_mean, m->bn_rstd, gamma_scale, m->bn_shift, w_out,
-                          s0->P, E, (double)rows, key, f * frame, m->dropout);
+        const float *dl = m->all_frames ? dlow + (size_t)f * P : f % m->T == m->T / 2 ? dlow + (size_t)(f / m->T) * P : NULL;
+        head_backward_map(m->map + f * frame, dl, dgamma, dbeta, m->bn_mean, m->bn_rstd, m->bn_scale, m->bn_shift, w_out,
+                          P, E, (double)frames * P, key, f * frame, m->dropout);
     }
-    for (int e = 0; e < E; e++) {
-        m->grads[m->batch_norm.weight + (size_t)e] += dgamma[e];
-        m->grads[m->batch_norm.bias + (size_t)e] += dbeta[e];
-    }
+    for (int e = 0; e < E; e++) g[m->batch_norm.weight + e] += dgamma[e], g[m->batch_norm.bias + e] += dbeta[e];
     for (int i = 0; i < 4; i++) {
-        const Stage *st = &m->stages[i];
-        int C = st->C, n = frames * st->P;
-        float *dmap = m->map;
-        if (i > 0) {
-            bilinear_backward(dlow_map, m->map, frames, st->H, st->W, s0->H, s0->W, E);
-            dmap = dlow_map;
-        }
+        const Stage *st = &m->stages[i]; int C = st->C, n = frames * st->P;
+        const float *dmap = i == 0 ? m->map : dlow_map, *linear = w + st->linear_c.weight;
+        if (i > 0) bilinear_backward(dlow_map, m->map, frames, st->H, st->W, H, W, E);
         matmul(dstage[i], C, dmap, E, 0, m->folded[i], C, 0, NULL, n, C, E, 0);
         matmul(dfolded, C, dmap, E, 1, st->out, C, 0, NULL, E, C, n, 0);
-        matmul(m->grads + st->linear_c.weight, C, fuse_block(m, m->params, i), 4 * E, 1, dfolded, C, 0, NULL, E, C, E, 1);
-        matmul(m->grads + m->fuse + (size_t)(3 - i) * E, 4 * E, dfolded, C, 0, m->params + st->linear_c.weight, C, 1, NULL, E, E, C, 1);
+        matmul(g + st->linear_c.weight, C, w + fuse_block(m, i), 4 * E, 1, dfolded, C, 0, NULL, E, C, E, 1);
+        matmul(g + fuse_block(m, i), 4 * E, dfolded, C, 0, linear, C, 1, NULL, E, E, C, 1);
     }
 }
 
 // ---- The whole model. input (B, T, H, W, 3), normalised. Afterwards m->logits (frames, H, W) holds the result.
 static void model_forward(Model *m, const float *input) {
-    int N = m->B * m->T;
+    int N = m->B * m->T; const float *w = m->params;
     m->kept.used = m->scratch.used = 0;
     for (int i = 0; i < 4; i++) {
         Stage *st = &m->stages[i];
-        int H = i == 0 ? m->H : st[-1].H, W = i == 0 ? m->W : st[-1].W, C_in = i == 0 ? 3 : st[-1].C, rows = N * st->P, C = st->C;
-        const float *w = m->params;
-        st->inp = i == 0 ? NULL : st[-1].out;
-        const float *inp = i == 0 ? input : st->inp;
-        float *x = arena_take(&m->kept, (size_t)rows * C);
-        size_t mark = m->scratch.used;
-        st->embed = arena_take(keep(m), (size_t)rows * C);
-        st->mean = arena_take(keep(m), (size_t)rows);
-        st->rstd = arena_take(keep(m), (size_t)rows);
+        size_t mark = m->scratch.used, rows = (size_t)N * st->P;
+        st->inp = i == 0 ? input : st[-1].out;
+        st->out = arena_take(&m->kept, rows * st->C);
+        st->embed = keep(m, rows * st->C), st->mean = keep(m, rows), st->rstd = keep(m, rows);
         m->scratch.used = mark;
         if (!m->planning) {
-            conv_forward(st->embed, inp, w + st->patch.weight, w + st->patch.bias, N, H, W, C_in, C, st->kernel, st->stride, st->kernel / 2);
-            layernorm_forward(x, st->mean, st->rstd, st->embed, w + st->patch_norm.weight, w + st->patch_norm.bias, rows, C);
+            conv_forward(st->embed, st->inp, w + st->patch.weight, w + st->patch.bias, N, st->H_in, st->W_in, st->C_in,
+                         st->C, st->kernel, st->stride, st->kernel / 2);
+            norm_forward(m, st->out, st->mean, st->rstd, st->embed, st->patch_norm, (int)rows, st->C);
         }
-        for (int s = 0; s < st->num_sublayers; s++) x = sublayer_forward(m, st, m->sublayers + st->first_sublayer + s, x);
-        st->out = x;
+        for (int s = 0; s < st->num_sublayers; s++)
+            st->out = sublayer_forward(m, st, m->sublayers + st->first_sublayer + s, st->out);
     }
     decoder_forward(m);
 }
 
 // From dlogits (frames, H, W) to all parameter gradients (added to m->grads); dinput (B, T, H, W, 3) may be NULL.
 static void model_backward(Model *m, float *dinput, const float *dlogits, const float *input) {
-    int N = m->B * m->T;
-    float *dstage[4];
+    int N = m->B * m->T; float *dstage[4], *g = m->grads;
     m->scratch.used = 0;
-    for (int i = 0; i < 4; i++) dstage[i] = arena_take(&m->scratch, (size_t)N * m->stages[i].P * m->stages[i].C);
+    for (int i = 0; i < 4; i++) dstage[i] = scratch(m, (size_t)N * m->stages[i].P * m->stages[i].C);
     decoder_backward(m, dstage, dlogits);
     for (int i = 3; i >= 0; i--) {
         const Stage *st = &m->stages[i];
-        int H = i == 0 ? m->H : st[-1].H, W = i == 0 ? m->W : st[-1].W, C_in = i == 0 ? 3 : st[-1].C, rows = N * st->P, C = st->C;
-        const float *w = m->params;
-        size_t mark = m->scratch.used, n = (size_t)N * H * W * C_in;
-        for (int s = st->num_sublayers - 1; s >= 0; s--) sublayer_backward(m, st, m->sublayers + st->first_sublayer + s, dstage[i]);
-        float *dinp = i == 0 ? dinput : arena_take(&m->scratch, n);
+        size_t mark = m->scratch.used, n = (size_t)st->H_in * st->W_in * st->C_in;  // floats of an input frame
+        for (int s = st->num_sublayers - 1; s >= 0; s--)
+            sublayer_backward(m, st, m->sublayers + st->first_sublayer + s, dstage[i]);
+        float *dinp = i == 0 ? dinput : scratch(m, (size_t)N * n);
         m->scratch.used = mark;
         if (m->planning) continue;
-        layernorm_backward(dstage[i], m->grads + st->patch_norm.weight, m->grads + st->patch_norm.bias, dstage[i], NULL, st->embed,
-                           w + st->patch_norm.weight, st->mean, st->rstd, rows, C);
-        conv_backward(dinp, m->grads + st->patch.weight, m->grads + st->patch.bias, dstage[i], i == 0 ? input : st->inp,
-                      w + st->patch.weight, N, H, W, C_in, C, st->kernel, st->stride, st->kernel / 2);
-        if (i > 0) residual_forward(dstage[i - 1], dstage[i - 1], dinp, NULL, N, n / (size_t)N);
+        norm_backward(m, dstage[i], dstage[i], NULL, st->embed, st->patch_norm, st->mean, st->rstd, N * st->P, st->C);
+        conv_backward(dinp, g + st->patch.weight, g + st->patch.bias, dstage[i], i == 0 ? input : st->inp,
+                      m->params + st->patch.weight, N, st->H_in, st->W_in, st->C_in, st->C, st->kernel, st->stride,
+                      st->kernel / 2);
+        if (i > 0) residual(dstage[i - 1], dstage[i - 1], dinp, NULL, N, n);
     }
 }
 
-// Sets the sizes of the next batches and makes room for them: a planning pass through forward (and backward) measures
-// the memory. Says what it will take before it takes it, when `verbose`. Fails with one line if the sizes do not fit.
+// Sets the sizes of the next batches and makes room for them: a planning pass through forward (and backward) measures the
+// memory. Says what it will take before it takes it, when `verbose`. Fails with one line if the sizes do not fit.
 static void model_plan(Model *m, int B, int T, int H, int W, int training, int all_frames, int verbose) {
-    Arena kept = m->kept, scratch = m->scratch;
-    size_t kept_size, scratch_size;
+    Arena kept = m->kept, scratch_arena = m->scratch;
+    const double MiB = 1048576;
     m->B = B, m->T = T, m->H = H, m->W = W, m->training = training, m->all_frames = all_frames;
     for (int i = 0; i < 4; i++) {
         Stage *st = &m->stages[i];
-        st->H = conv_size(i == 0 ? H : st[-1].H, st->kernel, st->stride, st->kernel / 2);
-        st->W = conv_size(i == 0 ? W : st[-1].W, st->kernel, st->stride, st->kernel / 2);
+        st->H_in = i == 0 ? H : st[-1].H, st->W_in = i == 0 ? W : st[-1].W;
+        st->H = conv_size(st->H_in, st->kernel, st->stride, st->kernel / 2);
+        st->W = conv_size(st->W_in, st->kernel, st->stride, st->kernel / 2);
         st->P = st->H * st->W;
-        if (H < 32 || W < 32 || st->H < m->config.reductions[i] || st->W < m->config.reductions[i])
-            fail("frames of %dx%d are too small: height and width must be at least 32; prepare larger ones with --size", H, W);
-        if ((double)B * T * st->P * max_int(4 * st->C, m->config.decoder_dim) > 2e9)
-            fail("%d clips of %d frames of %dx%d are too large for one batch; use a smaller --batch or --frames", B, T, H, W);
+        if (H < 32 || W < 32 || st->H < st->reduction || st->W < st->reduction)
+            fail("frames of %dx%d are too small: both must be at least 32; prepare larger ones with --size", H, W);
+        if ((double)B * T * st->P * max_int(4 * st->C, m->config.decoder_dim) > 2e9)  // any count of rows fits an int
+            fail("%d clips of %d frames of %dx%d are too much for a batch; use a smaller --batch or --frames", B, T, H, W);
     }
-    memset(&m->kept, 0, sizeof m->kept);
-    memset(&m->scratch, 0, sizeof m->scratch);
+    memset(&m->kept, 0, sizeof m->kept); memset(&m->scratch, 0, sizeof m->scratch);
     m->planning = 1;
     model_forward(m, NULL);
-    kept_size = m->kept.peak;
     if (training) model_backward(m, NULL, NULL, NULL);
-    scratch_size = m->scratch.peak;
     m->planning = 0;
-    m->kept = kept;
-    m->scratch = scratch;
+    size_t kept_size = m->kept.peak, scratch_size = m->scratch.peak;
+    m->kept = kept, m->scratch = scratch_arena;
     if (verbose)
-        printf("memory: parameters %.1f MiB%s, activations %.1f MiB, scratch %.1f MiB\n", (double)(m->num_params * sizeof(float)) / 1048576,
-               training ? " (and as much for each of gradients, Adam's m, Adam's v)" : "", (double)kept_size / 1048576, (double)scratch_size / 1048576);
-    arena_reserve(&m->kept, kept_size);
-    arena_reserve(&m->scratch, scratch_size);
+        printf("memory: parameters %.1f MiB%s, activations %.1f MiB, scratch %.1f MiB\n",
+               (double)(m->num_params * sizeof(float)) / MiB,
+               training ? " (and as much for each of gradients, Adam's m, Adam's v)" : "", (double)kept_size / MiB,
+               (double)scratch_size / MiB);
+    arena_reserve(&m->kept, kept_size); arena_reserve(&m->scratch, scratch_size);
     if (training && m->grads == NULL) {
         m->grads = (float *)calloc_check(m->num_params, sizeof(float));
         m->adam_m = (float *)calloc_check(m->num_params, sizeof(float));
@@ -2523,61 +2335,55 @@ static void model_update(Model *m, double lr) {
 // ---------------------------------------------------------------------------------------------------------------------
 // 13 CHECKPOINTS
 //
-// Safetensors files with the released Vivim's key names, so PyTorch loads ours and we load theirs. A file is written
-// under a temporary name and renamed when it is complete: whatever happens, the previous checkpoint stays whole.
+// Safetensors files with the released Vivim's key names, so PyTorch loads ours and we load theirs. A file is written under a
+// temporary name and renamed when it is complete: whatever happens, the previous checkpoint stays whole.
+
+static const char *const TRACKED = "decoder.batch_norm.num_batches_tracked";  // PyTorch's counter: a scalar, no dimensions
 
 static void checkpoint_save(const Model *m, const char *path, int epoch, double dice) {
-    char err[512], epoch_text[16], dice_text[32];
+    char err[4608], epoch_text[16], dice_text[32];
     const char *keys[] = {"format", "config", "scans", "epoch", "val_dice"};
     const char *values[] = {"pt", m->config.name, m->config.scans, epoch_text, dice_text};
     SafeTensorOut *out = (SafeTensorOut *)calloc_check((size_t)m->num_tensors + 1, sizeof(SafeTensorOut));
-    snprintf(epoch_text, sizeof epoch_text, "%d", epoch);
-    snprintf(dice_text, sizeof dice_text, "%.6f", dice);
+    SafeTensorOut *tracked = &out[m->num_tensors];
+    snprintf(epoch_text, sizeof epoch_text, "%d", epoch); snprintf(dice_text, sizeof dice_text, "%.6f", dice);
     for (int i = 0; i < m->num_tensors; i++) {
         const Tensor *t = &m->tensors[i];
-        out[i].name = t->name;
-        out[i].dtype = "F32";
-        out[i].ndim = t->ndim;
+        out[i].name = t->name, out[i].dtype = "F32", out[i].ndim = t->ndim;
         for (int k = 0; k < t->ndim; k++) out[i].shape[k] = t->shape[k];
-        out[i].data = (t->is_buffer ? m->buffers : m->params) + t->offset;
-        out[i].nbytes = t->numel * sizeof(float);
+        out[i].data = tensor_data(m, t), out[i].nbytes = t->numel * sizeof(float);
     }
-    SafeTensorOut *tracked = &out[m->num_tensors];  // a scalar: no dimensions
-    tracked->name = "decoder.batch_norm.num_batches_tracked";
-    tracked->dtype = "I64";
-    tracked->data = &m->batches_tracked;
-    tracked->nbytes = sizeof m->batches_tracked;
+    tracked->name = TRACKED, tracked->dtype = "I64";
+    tracked->data = &m->batches_tracked, tracked->nbytes = sizeof m->batches_tracked;
     if (safetensors_write(path, out, m->num_tensors + 1, keys, values, 5, err, sizeof err) != 0) fail("%s", err);
     free(out);
 }
 
-// Fills the tensors that the file has (with or without the training script's prefix "model.") and says what it did.
-// Tensors that the file lacks keep their values. A tensor of another shape, or no match at all, is an error.
+// Fills the tensors that the file has (with or without the training script's prefix "model.") and says what it did. Tensors
+// that the file lacks keep their values. A tensor of another shape, or no match at all, is an error.
 static void checkpoint_load(Model *m, const char *path) {
-    char err[512], name[176];
-    const char *missing = NULL;
-    int loaded = 0;
-    SafeTensors file;
+    char err[4608], name[160]; const char *missing = NULL;
+    int loaded = 0; SafeTensors file;
     if (safetensors_open(&file, path, err, sizeof err) != 0) fail("%s", err);
     for (int i = 0; i < m->num_tensors; i++) {
-        const Tensor *t = &m->tensors[i];
-        float *p = (t->is_buffer ? m->buffers : m->params) + t->offset;
-        const SafeTensor *s = safetensors_find(&file, t->name);
+        const Tensor *t = &m->tensors[i]; const SafeTensor *s = safetensors_find(&file, t->name);
         snprintf(name, sizeof name, "model.%s", t->name);
         if (s == NULL) s = safetensors_find(&file, name);
-        if (s == NULL) {
-            if (missing == NULL) missing = t->name;
-            continue;
-        }
+        if (s == NULL && missing == NULL) missing = t->name;
+        if (s == NULL) continue;
         int same = s->ndim == t->ndim;
         for (int k = 0; same && k < t->ndim; k++) same = s->shape[k] == t->shape[k];
-        if (!same) fail("%s: tensor %s has another shape than config %s needs; choose the --config it was trained with", path, t->name, m->config.name);
-        for (size_t k = 0; k < t->numel; k++) p[k] = (float)safetensors_value(s, k);
+        if (!same)
+            fail("%s: tensor %s has another shape than config %s needs; choose the --config it was trained with", path,
+                 t->name, m->config.name);
+        for (size_t k = 0; k < t->numel; k++) tensor_data(m, t)[k] = (float)safetensors_value(s, k);
         loaded++;
     }
-    const SafeTensor *tracked = safetensors_find(&file, "decoder.batch_norm.num_batches_tracked");
-    if (tracked && tracked->numel == 1) m->batches_tracked = (int64_t)safetensors_value(tracked, 0);
     if (loaded == 0) fail("%s: holds no tensor of a Vivim model; was it made by another program?", path);
+    const SafeTensor *tracked = safetensors_find(&file, TRACKED);
+    snprintf(name, sizeof name, "model.%s", TRACKED);
+    if (tracked == NULL) tracked = safetensors_find(&file, name);
+    if (tracked && tracked->numel == 1) m->batches_tracked = (int64_t)safetensors_value(tracked, 0);
     printf("%s: %d of the model's %d tensors loaded%s%s, %d of the file's not used\n", path, loaded, m->num_tensors,
            missing ? "; kept as initialised: the others, beginning with " : "", missing ? missing : "",
            file.count - loaded - (tracked != NULL));
@@ -2587,19 +2393,19 @@ static void checkpoint_load(Model *m, const char *path) {
 // ---------------------------------------------------------------------------------------------------------------------
 // 14 DATA: CLIPS, AUGMENTATION, BATCHES
 //
-// Every frame of every video is the target of one clip of T frames: its neighbours at offsets -(T/2) .. (T-1)/2, held at
-// the video's ends, so the target stands at index T/2. A still image is a video of one frame.
+// Every frame of every video is the target of one clip of T frames: its neighbours at offsets -(T/2) .. (T-1)/2, held at the
+// video's ends, so the target stands at index T/2. A still image is a video of one frame.
 
 static const float IMAGE_MEAN[3] = {0.485f, 0.456f, 0.406f}, IMAGE_STD[3] = {0.229f, 0.224f, 0.225f};
 
 static uint8_t clamp_u8(float v) { return v <= 0.0f ? 0 : v >= 255.0f ? 255 : (uint8_t)v; }  // truncates, as PIL does
-static uint8_t luma_u8(const uint8_t *rgb) { return (uint8_t)((rgb[0] * 19595 + rgb[1] * 38470 + rgb[2] * 7471 + 0x8000) >> 16); }
+static uint8_t luma_u8(const uint8_t *p) { return (uint8_t)((p[0] * 19595 + p[1] * 38470 + p[2] * 7471 + 0x8000) >> 16); }
 
-// PIL's ImageEnhance, one after the other, in place: each mixes the image with a duller version of itself by a factor
-// (1 leaves it, 0 gives the dull one, above 1 exaggerates). rgb and tmp (H, W, 3).
-static void colour_jitter(uint8_t *rgb, uint8_t *tmp, int H, int W, float brightness, float contrast, float saturation, float sharpness) {
-    size_t n = (size_t)H * W;
-    double grey_sum = 0.0;
+// PIL's ImageEnhance, one after the other, in place: each mixes the image with a duller version of itself by a factor (1
+// leaves it, 0 gives the dull one, above 1 exaggerates). rgb and tmp (H, W, 3).
+static void colour_jitter(uint8_t *rgb, uint8_t *tmp, int H, int W, float brightness, float contrast, float saturation,
+                          float sharpness) {
+    size_t n = (size_t)H * W; double grey_sum = 0.0;
     for (size_t i = 0; i < 3 * n; i++) rgb[i] = clamp_u8(brightness * rgb[i]);
     for (size_t i = 0; i < n; i++) grey_sum += luma_u8(rgb + 3 * i);
     float grey = (float)(int)(grey_sum / (double)n + 0.5);
@@ -2620,28 +2426,29 @@ static void colour_jitter(uint8_t *rgb, uint8_t *tmp, int H, int W, float bright
 
 typedef struct { int flip, jitter; } Augment;  // which augmentations training uses
 
-// One frame of a batch: input (H, W, 3) normalised, mask (H, W) in [0, 1] or NULL. key chooses the augmentation; the
+// One frame of a batch: input (H, W, 3) normalised, mask (H, W) in [0, 1] or NULL; buffer (2, H, W, 3) for the jitter. The
 // clip's flips come from clip_key, the frame's colours from frame_key.
 static void load_frame(float *input, float *mask, uint8_t *buffer, const Shard *shard, int frame, const Augment *augment,
                        uint64_t clip_key, uint64_t frame_key) {
-    int H = shard->H, W = shard->W, up = 0, left = 0;
-    size_t n = (size_t)H * W;
+    int H = shard->H, W = shard->W, up = 0, left = 0; size_t n = (size_t)H * W;
     const uint8_t *rgb = shard_frame(shard, frame), *grey = shard->has_masks ? shard_mask(shard, frame) : NULL;
     if (augment && augment->flip) {  // a rotation by 180 degrees is both flips
-        int turn = rng_uniform(clip_key, 2) < 0.5f;
-        up = (rng_uniform(clip_key, 0) < 0.5f) ^ turn;
+        int turn = rng_uniform(clip_key, 2) < 0.5f; up = (rng_uniform(clip_key, 0) < 0.5f) ^ turn;
         left = (rng_uniform(clip_key, 1) < 0.5f) ^ turn;
     }
     if (augment && augment->jitter) {
+        float factor[4];  // brightness and contrast 0.5 .. 1.5, saturation 0 .. 2, sharpness 0 .. 3, in steps of 0.1
+        for (uint64_t i = 0; i < 4; i++)
+            factor[i] = 0.1f * (float)(i < 2 ? 5 + rng_u32(frame_key, i) % 11 : rng_u32(frame_key, i) % (i == 2 ? 21 : 31));
         memcpy(buffer, rgb, 3 * n);
-        colour_jitter(buffer, buffer + 3 * n, H, W, 0.1f * (float)(5 + rng_u32(frame_key, 0) % 11), 0.1f * (float)(5 + rng_u32(frame_key, 1) % 11),
-                      0.1f * (float)(rng_u32(frame_key, 2) % 21), 0.1f * (float)(rng_u32(frame_key, 3) % 31));
+        colour_jitter(buffer, buffer + 3 * n, H, W, factor[0], factor[1], factor[2], factor[3]);
         rgb = buffer;
     }
     for (int y = 0; y < H; y++)
         for (int x = 0; x < W; x++) {
             size_t from = (size_t)(up ? H - 1 - y : y) * W + (left ? W - 1 - x : x), to = (size_t)y * W + x;
-            for (int c = 0; c < 3; c++) input[3 * to + c] = (rgb[3 * from + c] * (1.0f / 255.0f) - IMAGE_MEAN[c]) / IMAGE_STD[c];
+            for (int c = 0; c < 3; c++)
+                input[3 * to + c] = (rgb[3 * from + c] * (1.0f / 255.0f) - IMAGE_MEAN[c]) / IMAGE_STD[c];
             if (mask) mask[to] = grey[from] * (1.0f / 255.0f);
         }
 }
@@ -2659,8 +2466,7 @@ static void batch_init(Batch *b, int B, int T, int H, int W) {
 }
 
 static void batch_free(Batch *b) {
-    free(b->input);
-    free(b->mask);
+    free(b->input); free(b->mask);
 }
 
 // Fills the first n clips of the batch with those whose target frames (counted over the whole shard) are targets[0..n).
@@ -2673,10 +2479,11 @@ static void batch_load(Batch *b, const Shard *shard, const int *targets, int n, 
         #pragma omp for schedule(static)
         for (int k = 0; k < n * b->T; k++) {
             int clip = k / b->T, t = k % b->T, video = shard_video_of_frame(shard, targets[clip]);
-            int frame = targets[clip] + t - b->T / 2;
-            frame = max_int(shard->first_frame[video], min_int(shard->first_frame[video + 1] - 1, frame));
-            load_frame(b->input + (size_t)k * pixels * 3, t == b->T / 2 && shard->has_masks ? b->mask + (size_t)clip * pixels : NULL,
-                       buffer, shard, frame, augment, rng_key(key, RNG_AUGMENT, (uint64_t)clip), rng_key(key, RNG_AUGMENT, (uint64_t)(b->B + k)));
+            int first = shard->first_frame[video], last = shard->first_frame[video + 1] - 1;
+            int frame = max_int(first, min_int(last, targets[clip] + t - b->T / 2));
+            float *mask = t == b->T / 2 && shard->has_masks ? b->mask + (size_t)clip * pixels : NULL;
+            load_frame(b->input + (size_t)k * pixels * 3, mask, buffer, shard, frame, augment,
+                       rng_key(key, RNG_AUGMENT, (uint64_t)clip), rng_key(key, RNG_AUGMENT, (uint64_t)(b->B + k)));
         }
         free(buffer);
     }
@@ -2688,8 +2495,7 @@ static void shuffle(int *order, int n, uint64_t seed, int epoch) {
     for (int i = 0; i < n; i++) order[i] = i;
     for (int i = n - 1; i > 0; i--) {
         int j = (int)(rng_u32(key, (uint64_t)i) % (uint32_t)(i + 1)), swap = order[i];
-        order[i] = order[j];
-        order[j] = swap;
+        order[i] = order[j], order[j] = swap;
     }
 }
 
@@ -2710,20 +2516,15 @@ static void metrics_add(Metrics *s, const float *logits, const float *mask, size
     double tp = 0, predicted = 0, real = 0;
     for (size_t i = 0; i < n; i++) {
         int p = logits[i] > 0.0f, g = mask[i] > 0.5f;
-        tp += p & g;
-        predicted += p;
-        real += g;
+        tp += p & g, predicted += p, real += g;
     }
-    s->dice += ratio(2 * tp, predicted + real);
-    s->jaccard += ratio(tp, predicted + real - tp);
-    s->precision += ratio(tp, predicted);
-    s->recall += ratio(tp, real);
-    s->empty += predicted + real == 0;
-    s->frames++;
+    s->dice += ratio(2 * tp, predicted + real); s->jaccard += ratio(tp, predicted + real - tp);
+    s->precision += ratio(tp, predicted); s->recall += ratio(tp, real);
+    s->empty += predicted + real == 0; s->frames++;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// 16 OPTIONS, TRAIN, EVALUATE, BENCH, MAIN
+// 16 OPTIONS, TRAIN, EVALUATE, MAIN
 
 typedef struct {
     const char *config, *scans, *train, *val, *out, *init, *bce, *dt_init;
@@ -2739,46 +2540,51 @@ typedef struct {
     size_t field;
 } Option;
 
+#define FIELD(member) offsetof(Options, member)
 static const Option OPTIONS[] = {
-    {"config", "tiny", "size of the model: tiny, b0, b1, b2, b3 (the paper's), b4, b5", 's', 0, 0, offsetof(Options, config)},
-    {"scans", "fbs", "directions of ST-Mamba: fbs (C3), fb (C2), f (C1), s (C4), none (no Mamba layers)", 's', 0, 0, offsetof(Options, scans)},
-    {"train", "data/phantom_train.bin", "shard to train on", 's', 0, 0, offsetof(Options, train)},
-    {"val", "data/phantom_val.bin", "shard to validate on, of videos that are not in the other", 's', 0, 0, offsetof(Options, val)},
-    {"out", "out", "directory for checkpoints, log and pictures", 's', 0, 0, offsetof(Options, out)},
-    {"init", "", "checkpoint to start from (safetensors, released key names)", 's', 0, 0, offsetof(Options, init)},
-    {"size", "0", "height and width the frames must have; 0: whatever the shard has", 'i', 0, 16384, offsetof(Options, size)},
-    {"frames", "5", "frames of a clip (T); the middle one is the target", 'i', 1, 4096, offsetof(Options, frames)},
-    {"batch", "4", "clips of a batch", 'i', 1, 4096, offsetof(Options, batch)},
-    {"epochs", "12", "passes over the training shard", 'i', 1, 100000, offsetof(Options, epochs)},
-    {"lr", "0.002", "Adam's learning rate; falls to 1 % along a cosine", 'd', 1e-9, 1, offsetof(Options, lr)},
-    {"bce", "plain", "cross-entropy of the loss: plain (mean over pixels) or weighted (near edges)", 's', 0, 0, offsetof(Options, bce)},
-    {"dt-init", "mamba", "initial step sizes of the scans: mamba or vivim (the released code's)", 's', 0, 0, offsetof(Options, dt_init)},
-    {"drop-path", "0.1", "highest probability to drop a SegFormer branch", 'd', 0, 0.9, offsetof(Options, drop_path)},
-    {"dropout", "0.1", "dropout before the last layer", 'd', 0, 0.9, offsetof(Options, dropout)},
-    {"flip", "1", "augmentation by flips: 1 on, 0 off", 'i', 0, 1, offsetof(Options, flip)},
-    {"jitter", "1", "augmentation by brightness, contrast, saturation, sharpness: 1 on, 0 off", 'i', 0, 1, offsetof(Options, jitter)},
-    {"eval-every", "1", "epochs between validations", 'i', 1, 100000, offsetof(Options, eval_every)},
-    {"seed", "1", "of all random numbers", 'i', 0, 2147483647, offsetof(Options, seed)},
-    {"threads", "0", "0: as many as OpenMP chooses; results do not depend on it", 'i', 0, 1024, offsetof(Options, threads)},
-    {"bench", "", "time one clip (--frames, --size 256 unless given): forward and training step", 'f', 0, 0, offsetof(Options, bench)},
-    {"help", "", "this list", 'f', 0, 0, offsetof(Options, help)},
+    {"config", "tiny", "size of the model: tiny, b0, b1, b2, b3 (the paper's), b4, b5", 's', 0, 0, FIELD(config)},
+    {"scans", "fbs", "directions of the scans: fbs (C3), fb (C2), f (C1), s (C4), none (no Mamba)", 's', 0, 0, FIELD(scans)},
+    {"train", "data/phantom_train.bin", "shard to train on", 's', 0, 0, FIELD(train)},
+    {"val", "data/phantom_val.bin", "shard to validate on, of videos that are not in the other", 's', 0, 0, FIELD(val)},
+    {"out", "out", "directory for checkpoints, log and pictures", 's', 0, 0, FIELD(out)},
+    {"init", "", "checkpoint to start from (safetensors, released key names)", 's', 0, 0, FIELD(init)},
+    {"size", "0", "height and width the frames must have; 0: whatever the shard has", 'i', 0, 16384, FIELD(size)},
+    {"frames", "5", "frames of a clip (T); the middle one is the target", 'i', 1, 4096, FIELD(frames)},
+    {"batch", "4", "clips of a batch", 'i', 1, 4096, FIELD(batch)},
+    {"epochs", "12", "passes over the training shard", 'i', 1, 100000, FIELD(epochs)},
+    {"lr", "0.002", "Adam's learning rate; falls to 1 % along a cosine", 'd', 1e-9, 1, FIELD(lr)},
+    {"bce", "plain", "cross-entropy of the loss: plain (mean over pixels) or weighted (near edges)", 's', 0, 0, FIELD(bce)},
+    {"dt-init", "mamba", "initial step sizes of the scans: mamba or vivim (the released code's)", 's', 0, 0, FIELD(dt_init)},
+    {"drop-path", "0.1", "highest probability to drop a SegFormer branch", 'd', 0, 0.9, FIELD(drop_path)},
+    {"dropout", "0.1", "dropout before the last layer", 'd', 0, 0.9, FIELD(dropout)},
+    {"flip", "1", "augmentation by flips: 1 on, 0 off", 'i', 0, 1, FIELD(flip)},
+    {"jitter", "1", "augmentation by brightness, contrast, saturation, sharpness: 1 on, 0 off", 'i', 0, 1, FIELD(jitter)},
+    {"eval-every", "1", "epochs between validations", 'i', 1, 100000, FIELD(eval_every)},
+    {"seed", "1", "of all random numbers", 'i', 0, 2147483647, FIELD(seed)},
+    {"threads", "0", "0: as many as OpenMP chooses; results do not depend on it", 'i', 0, 1024, FIELD(threads)},
+    {"bench", "", "time one clip (--frames, --size 256 unless given): forward and training step", 'f', 0, 0, FIELD(bench)},
+    {"help", "", "this list", 'f', 0, 0, FIELD(help)},
 };
+#undef FIELD
 enum { NUM_OPTIONS = sizeof OPTIONS / sizeof OPTIONS[0] };
 
 static void option_set(Options *o, const Option *option, const char *value) {
-    char *end, *field = (char *)o + option->field;
+    void *field = (char *)o + option->field;
     if (option->kind == 'f') {
-        *(int *)(void *)field = value[0] != '\0';
+        *(int *)field = value[0] != '\0';
     } else if (option->kind == 's') {
-        *(const char **)(void *)field = value;
+        if (value[0] == '\0' && option->fallback[0]) fail("--%s '': is empty; leave it out for %s", option->name,
+                                                          option->fallback);
+        *(const char **)field = value;
     } else {
-        errno = 0;
+        char *end; errno = 0;
         double number = strtod(value, &end);
         if (end == value || *end != '\0' || errno || !(number >= option->low && number <= option->high) ||
             (option->kind == 'i' && number != floor(number)))
-            fail("--%s %s: wants a %s from %g to %g", option->name, value, option->kind == 'i' ? "whole number" : "number", option->low, option->high);
-        if (option->kind == 'i') *(int *)(void *)field = (int)number;
-        else *(double *)(void *)field = number;
+            fail("--%s %s: wants a %s from %g to %g", option->name, value, option->kind == 'i' ? "whole number" : "number",
+                 option->low, option->high);
+        if (option->kind == 'i') *(int *)field = (int)number;
+        else *(double *)field = number;
     }
 }
 
@@ -2789,73 +2595,69 @@ static void options_parse(Options *o, int argc, char **argv) {
         for (int i = 0; i < NUM_OPTIONS; i++)
             if (strncmp(argv[a], "--", 2) == 0 && strcmp(argv[a] + 2, OPTIONS[i].name) == 0) option = &OPTIONS[i];
         if (option == NULL) fail("%s: no such option; --help lists them", argv[a]);
-        if (option->kind == 'f') {
-            option_set(o, option, "1");
-        } else {
-            if (a + 1 == argc) fail("%s: a value must follow", argv[a]);
-            option_set(o, option, argv[++a]);
-        }
+        if (option->kind != 'f' && a + 1 == argc) fail("%s: a value must follow; --help says which", argv[a]);
+        option_set(o, option, option->kind == 'f' ? "1" : argv[++a]);
     }
 }
 
 static void options_help(void) {
-    printf("usage: train_vivim [--option value ...]\n\nTrains Vivim, a video vision Mamba, to segment videos. Without options: a tiny model on synthetic clips.\n\n");
+    printf("usage: train_vivim [--option value ...]\n\n"
+           "Trains Vivim, a video vision Mamba, to segment videos. Without options: a tiny model on synthetic clips.\n\n");
     for (int i = 0; i < NUM_OPTIONS; i++) {
-        printf("  --%-11s %s", OPTIONS[i].name, OPTIONS[i].help);
-        if (OPTIONS[i].fallback[0]) printf(" [%s]", OPTIONS[i].fallback);
-        printf("\n");
+        const char *fallback = OPTIONS[i].fallback;
+        printf(fallback[0] ? "  --%-11s %s [%s]\n" : "  --%-11s %s\n", OPTIONS[i].name, OPTIONS[i].help, fallback);
     }
 }
 
 static void options_print(FILE *f, const Options *o) {
     for (int i = 0; i < NUM_OPTIONS; i++) {
-        const char *field = (const char *)o + OPTIONS[i].field;
-        if (OPTIONS[i].kind == 's') fprintf(f, "# --%s %s\n", OPTIONS[i].name, *(const char *const *)(const void *)field);
-        if (OPTIONS[i].kind == 'i') fprintf(f, "# --%s %d\n", OPTIONS[i].name, *(const int *)(const void *)field);
-        if (OPTIONS[i].kind == 'd') fprintf(f, "# --%s %g\n", OPTIONS[i].name, *(const double *)(const void *)field);
+        const void *field = (const char *)o + OPTIONS[i].field;
+        if (OPTIONS[i].kind == 's') fprintf(f, "# --%s %s\n", OPTIONS[i].name, *(const char *const *)field);
+        if (OPTIONS[i].kind == 'i') fprintf(f, "# --%s %d\n", OPTIONS[i].name, *(const int *)field);
+        if (OPTIONS[i].kind == 'd') fprintf(f, "# --%s %g\n", OPTIONS[i].name, *(const double *)field);
     }
-}
-
-static Config options_config(const Options *o) {
-    Config config;
-    int known = (int)(sizeof CONFIGS / sizeof CONFIGS[0]), i = 0;
-    while (i < known && strcmp(CONFIGS[i].name, o->config) != 0) i++;
-    if (i == known) fail("--config %s: no such size; there are tiny, b0, b1, b2, b3, b4, b5", o->config);
-    config = CONFIGS[i];
-    if (strcmp(o->scans, "none") == 0) {  // the ablation "basic"
-        memset(config.mamba_depths, 0, sizeof config.mamba_depths);
-        strcpy(config.scans, "");
-    } else if (strcmp(o->scans, "fbs") && strcmp(o->scans, "fb") && strcmp(o->scans, "f") && strcmp(o->scans, "s")) {
-        fail("--scans %s: must be fbs, fb, f, s or none", o->scans);
-    } else {
-        strcpy(config.scans, o->scans);
-    }
-    if (strcmp(o->bce, "plain") && strcmp(o->bce, "weighted")) fail("--bce %s: must be plain or weighted", o->bce);
-    if (strcmp(o->dt_init, "mamba") && strcmp(o->dt_init, "vivim")) fail("--dt-init %s: must be mamba or vivim", o->dt_init);
-    config.plain_dt = strcmp(o->dt_init, "vivim") == 0;
-    return config;
 }
 
 static void model_from_options(Model *m, const Options *o) {
-    Config config = options_config(o);
+    int known = (int)(sizeof CONFIGS / sizeof CONFIGS[0]), i = 0, none = strcmp(o->scans, "none") == 0;
+    while (i < known && strcmp(CONFIGS[i].name, o->config) != 0) i++;
+    if (i == known) fail("--config %s: no such size; there are tiny, b0, b1, b2, b3, b4, b5", o->config);
+    if (!none && strcmp(o->scans, "fbs") && strcmp(o->scans, "fb") && strcmp(o->scans, "f") && strcmp(o->scans, "s"))
+        fail("--scans %s: must be fbs, fb, f, s or none", o->scans);
+    if (strcmp(o->bce, "plain") && strcmp(o->bce, "weighted")) fail("--bce %s: must be plain or weighted", o->bce);
+    if (strcmp(o->dt_init, "mamba") && strcmp(o->dt_init, "vivim")) fail("--dt-init %s: must be mamba or vivim", o->dt_init);
+    Config config = CONFIGS[i];
+    snprintf(config.scans, sizeof config.scans, "%s", none ? "" : o->scans);
+    if (none) memset(config.mamba_depths, 0, sizeof config.mamba_depths);  // the ablation "basic"
+    config.plain_dt = strcmp(o->dt_init, "vivim") == 0;
     model_init(m, &config, (uint64_t)o->seed);
-    m->drop_path = (float)o->drop_path;
-    m->dropout = (float)o->dropout;
+    m->drop_path = (float)o->drop_path, m->dropout = (float)o->dropout;
     m->weighted_bce = strcmp(o->bce, "weighted") == 0;
     if (o->init[0]) checkpoint_load(m, o->init);
 }
 
 static void open_shard(Shard *shard, const char *path, const Options *o) {
-    char err[512];
+    char err[4608];
     if (shard_open(shard, path, err, sizeof err) != 0)
         fail("%s%s", err, strncmp(path, "data/phantom_", 13) == 0 ? " (`make data` writes the synthetic shards)" : "");
-    if (!shard->has_masks) fail("%s: has no masks to learn from or compare with; give prepro/frames a folder of masks", path);
-    if (shard->H < 32 || shard->W < 32) fail("%s: frames of %dx%d are too small; prepare them with prepro/frames --size 32 or more", path, shard->H, shard->W);
+    if (!shard->has_masks) fail("%s: has no masks to learn from; give prepro/frames a folder of masks", path);
+    if (shard->H < 32 || shard->W < 32)
+        fail("%s: frames of %dx%d are too small; use prepro/frames --size 32 or more", path, shard->H, shard->W);
     if (o->size && (shard->H != o->size || shard->W != o->size))
-        fail("%s: frames are %dx%d, not %dx%d as --size says; prepare them with prepro/frames --size %d", path, shard->H, shard->W, o->size, o->size, o->size);
+        fail("%s: frames are %dx%d, not %dx%d as --size says; use prepro/frames --size %d", path, shard->H, shard->W,
+             o->size, o->size, o->size);
 }
 
-// One training step on a loaded batch; returns the loss. Nothing is updated when the loss is not finite.
+// 0*x is 0 for a finite x and NaN for infinity and NaN, and a NaN stays in the sum
+static int all_finite(const float *x, size_t n) {
+    float sum = 0.0f;
+    #pragma omp parallel for simd schedule(static) reduction(+ : sum)
+    for (size_t i = 0; i < n; i++) sum += 0.0f * x[i];
+    return sum == 0.0f;
+}
+
+// One training step on a loaded batch; returns the loss. NaN if it, a gradient or a running statistic (an infinite variance
+// makes a finite loss) is not finite: then no parameter is updated.
 static double train_step(Model *m, const Batch *batch, double lr) {
     size_t pixels = (size_t)m->B * m->H * m->W;
     model_forward(m, batch->input);
@@ -2866,41 +2668,39 @@ static double train_step(Model *m, const Batch *batch, double lr) {
         segloss_backward(dlogits, weight, sums, m->logits, batch->mask, m->B, m->H, m->W, m->weighted_bce);
         model_zero_grad(m);
         model_backward(m, NULL, dlogits, batch->input);
-        model_update(m, lr);
+        if (all_finite(m->grads, m->num_params) && all_finite(m->buffers, m->num_buffers)) model_update(m, lr);
+        else loss = (double)NAN;
     }
-    free(sums);
-    free(dlogits);
+    free(sums); free(dlogits);
     free(weight);
     return loss;
 }
 
-// Every frame of the shard as the target of its own clip, in evaluation mode
+static volatile sig_atomic_t stop_requested = 0;  // SIGINT or SIGTERM came
+static void request_stop(int number) { stop_requested = number; }
+
+// Every frame of the shard as the target of its own clip, in evaluation mode; fewer if a stop is requested
 static Metrics evaluate(Model *m, const Shard *shard, int B, int T) {
     Metrics total = {0, 0, 0, 0, 0, 0, 0};
+    double *const means[] = {&total.loss, &total.dice, &total.jaccard, &total.precision, &total.recall};
     Batch batch;
-    size_t pixels = (size_t)shard->H * shard->W;
+    int H = shard->H, W = shard->W; size_t pixels = (size_t)H * W;
     float *weight = malloc_floats((size_t)B * pixels);
     double *sums = (double *)malloc_check(sizeof(double) * 3 * (size_t)B);
     int *targets = (int *)malloc_check(sizeof(int) * (size_t)B);
-    batch_init(&batch, B, T, shard->H, shard->W);
-    for (int f = 0; f < shard->frames; f += B) {
-        int n = min_int(B, shard->frames - f);
+    batch_init(&batch, B, T, H, W);
+    for (int f = 0, n = 0; f < shard->frames && !stop_requested; f += n) {
+        n = min_int(B, shard->frames - f);
         for (int k = 0; k < n; k++) targets[k] = f + k;
-        model_plan(m, n, T, shard->H, shard->W, 0, 0, 0);
+        model_plan(m, n, T, H, W, 0, 0, 0);
         batch_load(&batch, shard, targets, n, NULL, 0);
         model_forward(m, batch.input);
-        total.loss += n * segloss_forward(weight, sums, m->logits, batch.mask, n, shard->H, shard->W, m->weighted_bce);
-        for (int k = 0; k < n; k++) metrics_add(&total, m->logits + (size_t)k * pixels, batch.mask + (size_t)k * pixels, pixels);
+        total.loss += n * segloss_forward(weight, sums, m->logits, batch.mask, n, H, W, m->weighted_bce);
+        for (size_t k = 0; k < (size_t)n; k++) metrics_add(&total, m->logits + k * pixels, batch.mask + k * pixels, pixels);
     }
-    total.loss /= total.frames;
-    total.dice /= total.frames;
-    total.jaccard /= total.frames;
-    total.precision /= total.frames;
-    total.recall /= total.frames;
-    batch_free(&batch);
-    free(targets);
-    free(sums);
-    free(weight);
+    for (size_t i = 0; i < sizeof means / sizeof means[0]; i++) *means[i] /= max_int(1, total.frames);
+    batch_free(&batch); free(targets);
+    free(sums); free(weight);
     return total;
 }
 
@@ -2916,7 +2716,7 @@ static void write_pictures(Model *m, const Shard *shard, int T, const char *path
     batch_init(&batch, 1, T, H, W);
     model_plan(m, 1, T, H, W, 0, 0, 0);
     for (int v = 0; v < videos; v++) {
-        int frame = (shard->first_frame[v] + shard->first_frame[v + 1]) / 2;
+        int frame = shard->first_frame[v] + (shard->first_frame[v + 1] - shard->first_frame[v]) / 2;
         batch_load(&batch, shard, &frame, 1, NULL, 0);
         model_forward(m, batch.input);
         for (size_t i = 0; i < pixels; i++) masks[i] = m->logits[i] > 0.0f, masks[pixels + i] = batch.mask[i] > 0.5f;
@@ -2924,8 +2724,7 @@ static void write_pictures(Model *m, const Shard *shard, int T, const char *path
     }
     if (png_write(path, sheet.rgb, sheet.W, sheet.H, err, sizeof err) != 0) fail("%s", err);
     overlay_close(&sheet);
-    batch_free(&batch);
-    free(masks);
+    batch_free(&batch); free(masks);
 }
 
 // Cosine from lr at epoch 0 to 1 % of it at the last one
@@ -2933,8 +2732,11 @@ static double cosine_lr(double lr, int epoch, int epochs) {
     return 0.01 * lr + 0.99 * lr * 0.5 * (1.0 + cos(3.14159265358979323846 * epoch / epochs));
 }
 
-static volatile sig_atomic_t stop_requested = 0;
-static void request_stop(int number) { stop_requested = number; }
+static void not_a_number(FILE *log, const char *what, int64_t step, int epoch, const char *last_path) {
+    fflush(log);  // its lines show how it came to this
+    fail("step %lld (epoch %d): the %s is not a number; %s%s; try a smaller --lr", (long long)step, epoch + 1, what,
+         epoch ? "the last good checkpoint is " : "no checkpoint was saved yet", epoch ? last_path : "");
+}
 
 static void train(const Options *o) {
     Model model, *m = &model;
@@ -2945,103 +2747,103 @@ static void train(const Options *o) {
     double start = seconds(), best = -1.0, clips_done = 0, train_seconds = 0;
     int best_epoch = 0, tty = isatty(STDOUT_FILENO);
 
-    open_shard(&training, o->train, o);
-    open_shard(&validation, o->val, o);
+    // whatever can be refused is refused before anything is written
+    open_shard(&training, o->train, o); open_shard(&validation, o->val, o);
     int H = training.H, W = training.W, T = o->frames, B = o->batch, steps = training.frames / B;
-    if (B > training.frames) fail("--batch %d: is larger than the training set, %s has %d frames; use a smaller --batch", B, o->train, training.frames);
+    if (steps == 0)
+        fail("--batch %d: is more than the %d frames of %s; use a smaller --batch", B, training.frames, o->train);
     if (validation.H != H || validation.W != W)
-        fail("%s: frames are %dx%d, those of %s %dx%d; prepare both with the same --size", o->val, validation.H, validation.W, o->train, H, W);
-    if (mkdir(o->out, 0777) != 0 && errno != EEXIST) fail("%s: cannot make this directory: %s; choose another --out", o->out, strerror(errno));
+        fail("%s: frames are %dx%d, those of %s %dx%d; prepare both with the same --size", o->val, validation.H,
+             validation.W, o->train, H, W);
+    if (strlen(o->out) + 32 > sizeof best_path) fail("--out %.40s...: is too long for a path; choose a shorter one", o->out);
     snprintf(best_path, sizeof best_path, "%s/best.safetensors", o->out);
     snprintf(last_path, sizeof last_path, "%s/last.safetensors", o->out);
     snprintf(log_path, sizeof log_path, "%s/log.txt", o->out);
     snprintf(picture_path, sizeof picture_path, "%s/predictions.png", o->out);
-    FILE *log = fopen(log_path, "w");
-    if (log == NULL) fail("%s: cannot write: %s; choose another --out", log_path, strerror(errno));
-    options_print(log, o);
-
     model_from_options(m, o);
-    augment.flip = o->flip;
-    augment.jitter = o->jitter;
+    augment.flip = o->flip, augment.jitter = o->jitter;
     printf("%s: %d videos, %d frames; %s: %d videos, %d frames; %dx%d\n", o->train, training.videos, training.frames, o->val,
            validation.videos, validation.frames, H, W);
-    printf("config %s, scans %s: %.2f M parameters; %d clips of %d frames a batch, %d steps an epoch\n", m->config.name, o->scans,
-           (double)m->num_params / 1e6, B, T, steps);
+    printf("config %s, scans %s: %.2f M parameters; %d clips of %d frames a batch, %d steps an epoch\n", m->config.name,
+           o->scans, (double)m->num_params / 1e6, B, T, steps);
     model_plan(m, B, T, H, W, 1, 0, 1);
     batch_init(&batch, B, T, H, W);
     int *order = (int *)malloc_check(sizeof(int) * (size_t)training.frames);
-    fprintf(log, "# parameters %zu\n# train: epoch step lr loss\n# val: epoch loss dice jaccard precision recall empty_frames\n", m->num_params);
 
-    struct sigaction action;
-    memset(&action, 0, sizeof action);
+    if (mkdir(o->out, 0777) != 0 && errno != EEXIST)
+        fail("%s: cannot make this directory: %s; choose another --out", o->out, strerror(errno));
+    FILE *log = fopen(log_path, "w");
+    if (log == NULL) fail("%s: cannot write: %s; choose another --out", log_path, strerror(errno));
+    options_print(log, o);
+    fprintf(log, "# parameters %zu\n# train: epoch step lr loss\n", m->num_params);
+    fprintf(log, "# val: epoch loss dice jaccard precision recall empty_frames\n");
+
+    struct sigaction action; memset(&action, 0, sizeof action);
     action.sa_handler = request_stop;
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    action.sa_flags = SA_RESTART | SA_RESETHAND;  // writing goes on; a second signal ends the program at once
+    sigaction(SIGINT, &action, NULL); sigaction(SIGTERM, &action, NULL);
 
     for (int epoch = 0; epoch < o->epochs; epoch++) {
         double lr = cosine_lr(o->lr, epoch, o->epochs), loss_sum = 0, epoch_start = seconds(), shown = epoch_start;
         shuffle(order, training.frames, m->seed, epoch);
         model_plan(m, B, T, H, W, 1, 0, 0);
-        for (int step = 0; step < steps; step++) {
-            batch_load(&batch, &training, order + (size_t)step * B, B, &augment, rng_key(m->seed, RNG_AUGMENT, (uint64_t)m->step));
+        for (int step = 0; step < steps && !stop_requested; step++) {
+            uint64_t key = rng_key(m->seed, RNG_AUGMENT, (uint64_t)m->step);
+            batch_load(&batch, &training, order + (size_t)step * B, B, &augment, key);
             double loss = train_step(m, &batch, lr);
-            if (!isfinite(loss)) {
-                fflush(log);
-                fail("step %lld (epoch %d): the loss is not a number; nothing was saved since, the last good checkpoint is %s; try a smaller --lr",
-                     (long long)m->step + 1, epoch + 1, epoch ? last_path : "none yet");
-            }
-            loss_sum += loss;
-            clips_done += B;
+            if (!isfinite(loss)) not_a_number(log, "loss, a gradient or a batch norm statistic", m->step + 1, epoch,
+                                              last_path);
+            loss_sum += loss; clips_done += B;
             fprintf(log, "train %d %lld %.8g %.6f\n", epoch + 1, (long long)m->step, lr, loss);
-            if (stop_requested) {
-                checkpoint_save(m, last_path, epoch + 1, best);
-                fclose(log);
-                printf("\nstopped by a signal after step %lld of epoch %d; saved %s\n", (long long)m->step, epoch + 1, last_path);
-                exit(130);
-            }
-            if ((tty && seconds() - shown > 0.2) || seconds() - shown > 30.0) {
-                double speed = (double)(step + 1) * B / (seconds() - epoch_start);
-                printf("%sepoch %d/%d  step %d/%d  loss %.4f  %.1f clips/s%s", tty ? "\r" : "", epoch + 1, o->epochs, step + 1, steps,
-                       loss_sum / (step + 1), speed, tty ? "\033[K" : "\n");
-                fflush(stdout);
+            if (seconds() - shown > (tty ? 0.2 : 30.0)) {
                 shown = seconds();
+                printf("%sepoch %d/%d  step %d/%d  loss %.4f  %.1f clips/s%s", tty ? "\r" : "", epoch + 1, o->epochs,
+                       step + 1, steps, loss_sum / (step + 1), (double)(step + 1) * B / (shown - epoch_start),
+                       tty ? "\033[K" : "\n");
+                fflush(stdout);
             }
         }
         train_seconds += seconds() - epoch_start;
-        printf("%sepoch %3d/%d  lr %.2e  loss %.4f", tty ? "\r\033[K" : "", epoch + 1, o->epochs, lr, loss_sum / steps);
-        if ((epoch + 1) % o->eval_every == 0 || epoch + 1 == o->epochs) {
-            fflush(stdout);
+        if (!stop_requested)
+            printf("%sepoch %3d/%d  lr %.2e  loss %.4f", tty ? "\r\033[K" : "", epoch + 1, o->epochs, lr, loss_sum / steps);
+        fflush(stdout);
+        if (!stop_requested && ((epoch + 1) % o->eval_every == 0 || epoch + 1 == o->epochs)) {
             Metrics v = evaluate(m, &validation, B, T);
-            fprintf(log, "val %d %.6f %.6f %.6f %.6f %.6f %d\n", epoch + 1, v.loss, v.dice, v.jaccard, v.precision, v.recall, v.empty);
-            printf("  val loss %.4f  Dice %.4f  Jaccard %.4f", v.loss, v.dice, v.jaccard);
-            if (v.dice > best) {
-                best = v.dice;
-                best_epoch = epoch + 1;
-                checkpoint_save(m, best_path, best_epoch, best);
+            if (!isfinite(v.loss)) not_a_number(log, "validation loss", m->step, epoch, last_path);
+            if (!stop_requested) {
+                fprintf(log, "val %d %.6f %.6f %.6f %.6f %.6f %d\n", epoch + 1, v.loss, v.dice, v.jaccard, v.precision,
+                        v.recall, v.empty);
+                printf("  val loss %.4f  Dice %.4f  Jaccard %.4f", v.loss, v.dice, v.jaccard);
+                if (v.dice > best) {
+                    best = v.dice, best_epoch = epoch + 1;
+                    checkpoint_save(m, best_path, best_epoch, best);
+                }
             }
         }
         checkpoint_save(m, last_path, epoch + 1, best);
         if (fflush(log) != 0 || ferror(log)) fail("%s: cannot write: %s; free some space", log_path, strerror(errno));
-        double elapsed = seconds() - start;
-        printf("  %.1f clips/s  %.0f s, about %.0f s left\n", clips_done / train_seconds, elapsed, elapsed / (epoch + 1) * (o->epochs - epoch - 1));
+        if (stop_requested) {
+            printf("\nstopped by a signal after step %lld of epoch %d; saved %s\n", (long long)m->step, epoch + 1,
+                   last_path);
+            exit(130);
+        }
+        double elapsed = seconds() - start, left = elapsed / (epoch + 1) * (o->epochs - epoch - 1);
+        printf("  %.1f clips/s  %.0f s, about %.0f s left\n", clips_done / train_seconds, elapsed, left);
         fflush(stdout);
     }
+    fclose(log);  // everything in it was flushed
     checkpoint_load(m, best_path);
     write_pictures(m, &validation, T, picture_path);
     printf("wrote %s, %s, %s (true outline green, predicted red)\n", best_path, log_path, picture_path);
     printf("best val Dice %.4f at epoch %d, total %.0f s\n", best, best_epoch, seconds() - start);
-    fclose(log);
-    batch_free(&batch);
-    free(order);
+    batch_free(&batch); free(order);
     model_free(m);
-    shard_close(&training);
-    shard_close(&validation);
+    shard_close(&training); shard_close(&validation);
 }
 
 #include "dev/bench.h"  // bench(): ./train_vivim --bench
 
-#ifndef VIVIM_NO_MAIN
-int main(int argc, char **argv) {
+int train_vivim(int argc, char **argv) {
     Options options;
 #if defined(_OPENMP) && defined(__linux__)
     // Threads that wait for each other spin by default for milliseconds. On a machine that others use too, the one waited
@@ -3053,21 +2855,20 @@ int main(int argc, char **argv) {
     }
 #endif
     options_parse(&options, argc, argv);
-    if (options.help) {
-        options_help();
-        return 0;
-    }
 #ifdef __GLIBC__
-    // Layers take and give back workspace at every call: let malloc reuse it instead of returning it to the system,
-    // which would clear the pages each time.
-    mallopt(M_MMAP_MAX, 0);
-    mallopt(M_TRIM_THRESHOLD, -1);
+    // Layers take and give back workspace at every call: let malloc reuse it instead of returning it to the system, which
+    // would clear the pages each time.
+    mallopt(M_MMAP_MAX, 0); mallopt(M_TRIM_THRESHOLD, -1);
 #endif
 #ifdef _OPENMP
     if (options.threads) omp_set_num_threads(options.threads);
 #endif
-    if (options.bench) bench(&options);
+    if (options.help) options_help();
+    else if (options.bench) bench(&options);
     else train(&options);
     return 0;
 }
+
+#ifndef VIVIM_NO_MAIN
+int main(int argc, char **argv) { return train_vivim(argc, argv); }
 #endif
