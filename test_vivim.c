@@ -31,14 +31,7 @@ Sections: 1 the test frame | 2 golden files | 3 the life of an op | 4 ops and th
 #include "prepro/resize.h"
 
 #define VIVIM_NO_MAIN
-#ifdef __GNUC__
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wunused-function"   // the command line of train_vivim.c is not called here
-#endif
 #include "train_vivim.c"
-#ifdef __GNUC__
-#pragma GCC diagnostic pop
-#endif
 
 // ------------------------------------------------------------------------------------------------------------------
 // 1. The test frame

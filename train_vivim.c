@@ -290,285 +290,234 @@ static float rng_normal(uint64_t key, uint64_t i) {  // Box-Muller
     return (float)(sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v));
 }
 
-// ----------------------------------------------------------------------------------------------------------------------
-// matrix product: C = [C +] op(A) op(B) + bias
+// ---------------------------------------------------------------------------------------------------------------------
+// 4 MATMUL
 //
-// Nearly all the arithmetic of the network is here: every linear layer is one product forward and two backward.
-//
-// Register tile. The innermost loop multiplies a column of MR numbers of A with a row of NR numbers of B, an outer product, and adds
-//   it to an MR x NR tile of C that never leaves the registers: MR + NR loads feed MR * NR multiply-adds. With AVX-512 the tile
-//   6 x 64 takes 24 of 32 registers, a row of B 4 more and one broadcast number of A the next: the largest that does not spill.
-// Packing. The tile wants a row of NR neighbours of B at every step k. In memory the next row of B is a whole matrix row away (or
-//   the matrix lies the other way round, as weight (N,K) does). So B is first copied into panels [k][NR] that are read from
-//   beginning to end: no cache line or page is touched for a few numbers only. A is read in place where its rows run along k
-//   (6 streams are no problem) and packed into panels [k][MR] where they do not (dweight = dout^T inp).
-// Blocks. The sum is cut into passes of at most KC steps: a panel of B is then at most 64 KiB and stays near while the rows of A
-//   go by, MC rows (96 KiB of A) at a time; all of it sits in L2, and the part in use in L1.
-// Threads. Every tile of C is computed by one thread, in the same order of k. Where C is too small to share (dweight: a sum over
-//   all tokens into a small matrix) the sum itself is cut into slices with their own C, added in order. All cuts depend on sizes
-//   only, so the bits do not depend on the number of threads.
-// ----------------------------------------------------------------------------------------------------------------------
+// C = [C +] op(A) op(B) + bias. Nearly all the arithmetic is here: a linear layer is one product forward, two backward.
+// Tile: the innermost loop multiplies a column of MR numbers of A with a row of NR numbers of B (an outer product) and adds
+//   it to an MR x NR tile of C that never leaves the registers: MR + NR loads feed MR * NR multiply-adds. With AVX-512,
+//   6 x 64 takes 24 of 32 registers, a row of B 4 and a number of A, broadcast, one: more would spill.
+// Packing: at every step k the tile wants NR neighbours of row k of B. In memory the next row is a whole matrix row away,
+//   or the matrix lies the other way round, as weight (N, K) does. So B is first copied into panels [k][NR], read from
+//   beginning to end: no cache line or page is touched for a few numbers only. A is read in place where its rows run along
+//   k (6 streams are no problem); where they do not (dweight = dout^T inp) it is packed into panels [k][MR].
+// Passes: the sum over k is cut into passes of at most KC steps, each a product that adds to C. 6 rows of A (12 KiB) then
+//   stay in L1 while the panels of B (1 MiB at most) stream past them from L2; then the next 6 rows.
+// Threads: a tile of C is the work of one thread, in the order of k. Where C is too small to share (dweight: a sum over
+//   all tokens into a small matrix), the sum is cut into slices, each with a C of its own, added in order at the end.
 
 #ifdef __AVX512F__
-enum { MR = 6, NR = 64, LANES = 16 };       // LANES: panels narrower than NR come in steps of one vector
+enum { MR = 6, NR = 64, LANES = 16 };  // LANES: the last panel is as narrow as it can be in steps of one vector
 #else
-enum { MR = 6, NR = 16, LANES = 8 };        // 12 of 16 AVX2 registers, 24 of 32 NEON registers
+enum { MR = 6, NR = 16, LANES = 8 };    // 12 of 16 AVX2 registers, 24 of 32 NEON registers
 #endif
-enum { CACHE_LINE = 16 };                   // floats
-enum { KC = 256, MC = 192 };                // MC is a multiple of MR
-enum { WORKSPACE = 256 * 1024 };            // floats packed at a time (1 MiB: half of L2), unless one pass is more
+enum { KC = 512, IN_PLACE = 128 };    // A^T is not packed if its rows are this short: step k + 1 is on the next lines
 
-// A product without transposes: element (r,c) of A stands at A[r * A_row + c * A_col], one of the two strides being 1; B likewise.
+// The product without transposes: A(i,k) stands at A[i * A_row + k * A_col] and one of the strides is 1; B(k,j) likewise.
 typedef struct {
-    float *C; size_t ldc;                               // (M,N)
-    const float *A; size_t A_row, A_col;                // (M,K)
-    const float *B; size_t B_row, B_col;                // (K,N)
-    const float *bias;                                  // (N) or NULL
+    float *C, *A_panels, *B_panels;  // C (M, N); packed operands of a pass, A_panels NULL if A is read in place
+    const float *A, *B, *bias;       // (M, K), (K, N), (N) or NULL
+    size_t ldc, A_row, A_col, B_row, B_col;
     int M, N, K, accumulate;
-    float *A_panels, *B_panels;                         // packed operands of the passes at work; A_panels NULL: A is read in place
 } Product;
 
-static inline int round_up(int n, int step) { return (n + step - 1) / step * step; }
+static inline int round_up(int n, int step) { return ceil_div(n, step) * step; }
 
-// columns j0..j1 of B, kc of its rows from k0 on, become panels [panel][k][NR]; the last panel of B is narrower, filled up with zeros
-// to a multiple of LANES. Panel j0 starts at B_pass + j0 * kc
-static void pack_B(const Product *p, int j0, int j1, int k0, int kc, float *B_pass) {
-    for (; j0 < j1; j0 += NR) {
-        int w = min_int(NR, j1 - j0), width = round_up(w, LANES);
-        const float *b = p->B + k0 * p->B_row + j0 * p->B_col;
-        float *RESTRICT panel = B_pass + (size_t)j0 * kc;
-        if (p->B_col == 1)                                       // rows stay rows
-            for (int k = 0; k < kc; k++)
-                #pragma omp simd
-                for (int j = 0; j < w; j++) panel[(size_t)k * width + j] = b[k * p->B_row + j];
-        else {                                                   // transposed, a cache line at a time
-            int k = 0;
-            for (; k + CACHE_LINE <= kc; k += CACHE_LINE)
-                for (int j = 0; j < w; j++)
-                    for (int l = 0; l < CACHE_LINE; l++) panel[(size_t)(k + l) * width + j] = b[j * p->B_col + k + l];
-            for (; k < kc; k++)
-                for (int j = 0; j < w; j++) panel[(size_t)k * width + j] = b[j * p->B_col + k];
-        }
-        for (int k = 0; k < kc; k++)
-            for (int j = w; j < width; j++) panel[(size_t)k * width + j] = 0.0f;
-    }
+// columns j0 .. j0+NR of B become a panel [k][NR]; the last is only as wide as needed, in steps of LANES, filled with zeros
+static void pack_B(const Product *p, int j0) {
+    int w = min_int(NR, p->N - j0), width = round_up(w, LANES), k = 0;
+    const float *b = p->B + j0 * p->B_col;
+    float *RESTRICT panel = p->B_panels + (size_t)j0 * p->K;
+    if (w < width) memset(panel, 0, (size_t)p->K * width * sizeof(float));
+    if (p->B_col == 1)  // rows stay rows
+        for (; k < p->K; k++) memcpy(panel + (size_t)k * width, b + k * p->B_row, (size_t)w * sizeof(float));
+    for (; k + 16 <= p->K; k += 16)  // transposed, a cache line at a time
+        for (int j = 0; j < w; j++)
+            for (int l = k; l < k + 16; l++) panel[(size_t)l * width + j] = b[j * p->B_col + l];
+    for (; k < p->K; k++)
+        for (int j = 0; j < w; j++) panel[(size_t)k * width + j] = b[j * p->B_col + k];
 }
 
-// rows i0..i1 of a transposed A become panels [panel][k][MR]
-static void pack_A(const Product *p, int i0, int i1, int k0, int kc, float *A_pass) {
-    for (int k1 = 0; k1 < kc; k1 += CACHE_LINE)
-        for (int i = i0; i < i1; i += MR) {
-            const float *a = p->A + i + k0 * p->A_col;
-            float *RESTRICT panel = A_pass + (size_t)i * kc;
-            for (int k = k1; k < min_int(k1 + CACHE_LINE, kc); k++)
-                if (i + MR <= i1) memcpy(panel + (size_t)k * MR, a + k * p->A_col, MR * sizeof(float));      // MR is constant: two moves
-                else for (int r = 0; r < i1 - i; r++) panel[(size_t)k * MR + r] = a[k * p->A_col + r];       // the rest is never read
-        }
+// rows i0 .. i1 of a transposed A become panels [k][MR], 16 steps at a time: all of the lines touched are used at once
+static void pack_A(const Product *p, int i0, int i1) {
+    for (int k0 = 0; k0 < p->K; k0 += 16)
+        for (int i = i0; i < i1; i += MR)
+            for (int k = k0; k < min_int(k0 + 16, p->K); k++) {
+                float *panel = p->A_panels + (size_t)i * p->K + (size_t)k * MR;
+                if (i + MR <= i1) memcpy(panel, p->A + i + k * p->A_col, MR * sizeof(float));  // constant size: two moves
+                else memcpy(panel, p->A + i + k * p->A_col, (size_t)(i1 - i) * sizeof(float));
+            }
 }
 
-// The kernel: c (MR,width) = start + sum_k a(:,k) b(k,:). Row i of a starts at a + row[i]. width is a constant at every call:
-// the compiler unrolls the rows, vectorises the columns and keeps the whole of t in registers.
-ALWAYS_INLINE void tile(const int width, float *RESTRICT c, size_t ldc, const float *RESTRICT a, const size_t *RESTRICT row, size_t a_col,
-                               const float *RESTRICT b, const float *RESTRICT bias, int kc, int accumulate) {
+// The kernel: c (MR, width) = [c +] bias + sum_k a(:,k) b(k,:); row i of a begins at a + row[i]. width is constant at every
+// call: the compiler unrolls the rows, vectorises the columns and keeps the whole of t in registers.
+ALWAYS_INLINE void tile(const int width, float *RESTRICT c, size_t ldc, const float *RESTRICT a, const size_t *RESTRICT row,
+                        size_t a_col, const float *RESTRICT b, const float *RESTRICT bias, int kc, int accumulate) {
+    const size_t r0 = row[0], r1 = row[1], r2 = row[2], r3 = row[3], r4 = row[4], r5 = row[5];
     float t[MR][NR];
     for (int i = 0; i < MR; i++)
-        for (int j = 0; j < width; j += LANES) PREFETCH_WRITE(c + i * ldc + j);     // C is cold: fetch it while multiplying
+        for (int j = 0; j < width; j += LANES) PREFETCH_WRITE(c + i * ldc + j);  // C is cold: ask for all of it at once
     for (int i = 0; i < MR; i++)
         #pragma omp simd
         for (int j = 0; j < width; j++) t[i][j] = (accumulate ? c[i * ldc + j] : 0.0f) + (bias ? bias[j] : 0.0f);
-    const size_t r0 = row[0], r1 = row[1], r2 = row[2], r3 = row[3], r4 = row[4], r5 = row[5];
     for (int k = 0; k < kc; k++, a += a_col, b += width) {
-        const float x[MR] = { a[r0], a[r1], a[r2], a[r3], a[r4], a[r5] };
+        const float x[MR] = {a[r0], a[r1], a[r2], a[r3], a[r4], a[r5]};
         UNROLL
-        for (int i = 0; i < MR; i++) {
+        for (int i = 0; i < MR; i++)
             #pragma omp simd
             for (int j = 0; j < width; j++) t[i][j] += x[i] * b[j];
-        }
     }
     for (int i = 0; i < MR; i++)
         #pragma omp simd
         for (int j = 0; j < width; j++) c[i * ldc + j] = t[i][j];
 }
 
-// one tile of m <= MR rows and w <= NR columns; a ragged one is computed whole in a buffer and the part that exists is copied
-static void tile_any(float *c, size_t ldc, const float *a, size_t a_row, size_t a_col, const float *b, const float *bias, int m, int w, int kc, int accumulate) {
-    float buffer[MR * NR];
-    int width = round_up(w, LANES), ragged = m < MR || w < width;
-    float *to = c;
-    size_t ldto = ldc, row[MR];
-    for (int i = 0; i < MR; i++) row[i] = (size_t)min_int(i, m - 1) * a_row;      // rows that do not exist repeat the last one
-    if (ragged) {
-        to = buffer, ldto = NR;
-        for (int i = 0; i < m; i++)
-            for (int j = 0; j < w; j++) buffer[i * NR + j] = (accumulate ? c[i * ldc + j] : 0.0f) + (bias ? bias[j] : 0.0f);
-        for (int i = 0; i < MR; i++)
-            for (int j = i < m ? w : 0; j < width; j++) buffer[i * NR + j] = 0.0f;
-        accumulate = 1, bias = NULL;
-    }
+// The tile of C at (i0, j0). At the edges, where only m rows and w columns of it exist, a whole one is computed in a buffer
+// and the part that exists copied back; rows of A that do not exist repeat the last one.
+static void product_tile(const Product *p, int i0, int j0) {
+    int m = min_int(MR, p->M - i0), w = min_int(NR, p->N - j0), width = round_up(w, LANES), K = p->K;
+    int ragged = m < MR || w < width, add = p->accumulate || ragged;
+    const float *a = p->A_panels ? p->A_panels + (size_t)i0 * K : p->A + i0 * p->A_row, *b = p->B_panels + (size_t)j0 * K;
+    const float *bias = p->bias && !ragged ? p->bias + j0 : NULL;
+    size_t a_row = p->A_panels ? 1 : p->A_row, a_col = p->A_panels ? (size_t)MR : p->A_col, row[MR];
+    size_t ldto = ragged ? (size_t)NR : p->ldc;
+    float buffer[MR * NR], *c = p->C + i0 * p->ldc + j0, *to = ragged ? buffer : c;
+    for (int i = 0; i < MR; i++) row[i] = (size_t)min_int(i, m - 1) * a_row;
+    if (ragged) memset(buffer, 0, sizeof buffer);
+    for (int i = 0; ragged && i < m; i++)
+        for (int j = 0; j < w; j++)
+            buffer[i * NR + j] = (p->accumulate ? c[i * p->ldc + j] : 0.0f) + (p->bias ? p->bias[j0 + j] : 0.0f);
     switch (width / LANES) {
-        case 1:  tile(1 * LANES, to, ldto, a, row, a_col, b, bias, kc, accumulate); break;
-        case 2:  tile(2 * LANES, to, ldto, a, row, a_col, b, bias, kc, accumulate); break;
+        case 1: tile(1 * LANES, to, ldto, a, row, a_col, b, bias, K, add); break;
+        case 2: tile(2 * LANES, to, ldto, a, row, a_col, b, bias, K, add); break;
 #ifdef __AVX512F__
-        case 3:  tile(3 * LANES, to, ldto, a, row, a_col, b, bias, kc, accumulate); break;
-        default: tile(4 * LANES, to, ldto, a, row, a_col, b, bias, kc, accumulate); break;
+        case 3: tile(3 * LANES, to, ldto, a, row, a_col, b, bias, K, add); break;
+        case 4: tile(4 * LANES, to, ldto, a, row, a_col, b, bias, K, add); break;
 #endif
     }
-    if (ragged)
-        for (int i = 0; i < m; i++)
-            for (int j = 0; j < w; j++) c[i * ldc + j] = buffer[i * NR + j];
+    for (int i = 0; ragged && i < m; i++)
+        for (int j = 0; j < w; j++) c[i * p->ldc + j] = buffer[i * NR + j];
 }
 
-// rows i0..i1, columns j0..j1 of C (i0 and j0 on the grid of tiles), one pass k0..k0+kc whose panels are at A_pass, B_pass
-static void product_block(const Product *p, const float *A_pass, const float *B_pass, int i0, int i1, int j0, int j1, int k0, int kc) {
-    int rows = (i1 - i0 + MR - 1) / MR, panels = (j1 - j0 + NR - 1) / NR;
-    int rows_first = (size_t)kc * (j1 - j0) <= 256 * 1024;       // these panels fit in L2: finish C row by row. Else panel by panel
-    for (int s = 0; s < rows * panels; s++) {
-        int i = i0 + (rows_first ? s / panels : s % rows) * MR, j = j0 + (rows_first ? s % panels : s / rows) * NR;
-        const float *a = A_pass ? A_pass + (size_t)i * kc : p->A + i * p->A_row + k0 * p->A_col;
-        tile_any(p->C + i * p->ldc + j, p->ldc, a, A_pass ? 1 : p->A_row, A_pass ? (size_t)MR : p->A_col, B_pass + (size_t)j * kc,
-                 p->bias && k0 == 0 ? p->bias + j : NULL, min_int(MR, i1 - i), min_int(NR, j1 - j), kc, p->accumulate || k0 > 0);
+// steps k0 .. k0+K of a product as a product of their own
+static Product product_steps(const Product *p, int k0, int K) {
+    Product q = *p;
+    q.A += k0 * p->A_col, q.B += k0 * p->B_row, q.K = min_int(K, p->K - k0);
+    if (k0 > 0) q.accumulate = 1, q.bias = NULL;
+    return q;
+}
+
+// cuts the sum into equal passes, makes room for the panels of one (free B_panels afterwards), returns its steps
+static int product_passes(Product *p) {
+    int depth = ceil_div(p->K, ceil_div(p->K, KC)), in_place = p->A_col <= IN_PLACE;
+    size_t B_size = (size_t)round_up(p->N, LANES) * depth, A_size = in_place ? 0 : (size_t)round_up(p->M, MR) * depth;
+    p->B_panels = malloc_floats(A_size + B_size);
+    p->A_panels = in_place ? NULL : p->B_panels + B_size;
+    return depth;
+}
+
+static void product_serial(Product p) {
+    int depth = product_passes(&p);
+    for (int k0 = 0; k0 < p.K; k0 += depth) {
+        Product q = product_steps(&p, k0, depth);
+        for (int j = 0; j < p.N; j += NR) pack_B(&q, j);
+        if (p.A_panels) pack_A(&q, 0, p.M);
+        for (int i = 0; i < p.M; i += MR)
+            for (int j = 0; j < p.N; j += NR) product_tile(&q, i, j);
     }
+    free(p.B_panels);
 }
 
-// rows along k, or rows so short that the tile finds its next MR numbers in a line that it has touched already
-static inline int A_in_place(const Product *p) { return p->A_col <= 128; }
-
-// workspace for the packed operands of `depth` steps of the sum, at the start of a cache line; free() the returned pointer
-static void *product_alloc(Product *p, int depth) {
-    size_t A_size = A_in_place(p) ? 0 : (size_t)round_up(p->M, MR) * depth, B_size = (size_t)round_up(p->N, LANES) * depth;
-    char *memory = (char *)malloc_check((A_size + B_size) * sizeof(float) + 64);
-    p->B_panels = (float *)(memory + (64 - (uintptr_t)memory % 64));
-    p->A_panels = A_size ? p->B_panels + B_size : NULL;
-    return memory;
-}
-
-static void product_serial(Product *p) {
-    int passes = (p->K + KC - 1) / KC, depth = (p->K + passes - 1) / passes;
-    void *memory = product_alloc(p, depth);
-    for (int k0 = 0; k0 < p->K; k0 += depth) {
-        int kc = min_int(depth, p->K - k0);
-        pack_B(p, 0, p->N, k0, kc, p->B_panels);
-        if (p->A_panels) pack_A(p, 0, p->M, k0, kc, p->A_panels);
-        for (int i0 = 0; i0 < p->M; i0 += MC) product_block(p, p->A_panels, p->B_panels, i0, min_int(i0 + MC, p->M), 0, p->N, k0, kc);
-    }
-    free(memory);
-}
-
-// the output is cut into row blocks x column groups, 32 or more if there are that many tiles
-static void product_tiled(Product *p) {
-    int passes = (p->K + KC - 1) / KC, depth = (p->K + passes - 1) / passes;
-    int rows = round_up(p->M / 4 < 48 ? 48 : min_int(p->M / 4, MC), MR), row_blocks = (p->M + rows - 1) / rows;
-    int panels = (p->N + NR - 1) / NR, groups = min_int(panels, (32 + row_blocks - 1) / row_blocks);
-    int cols = (panels + groups - 1) / groups * NR;
-    groups = (panels * NR + cols - 1) / cols;
-    size_t M_padded = (size_t)round_up(p->M, MR), N_padded = (size_t)round_up(p->N, LANES);
-    size_t packed = depth * (N_padded + (A_in_place(p) ? 0 : M_padded));             // floats of one pass
-    int together = packed * passes <= WORKSPACE ? passes : packed * 2 > WORKSPACE ? 1 : (int)(WORKSPACE / packed);
-    void *memory = product_alloc(p, depth * together);
+// C is cut into blocks of up to 192 rows, and of as many columns as leave 32 pieces and keep their panels of B within L2
+static void product_tiled(Product p) {
+    int depth = product_passes(&p), rows = round_up(min_int(max_int(p.M / 4, 48), 192), MR);
+    int cols = max_int(min_int(ceil_div(p.M, rows) * ceil_div(p.N, NR) / 32, 512 / NR), 1) * NR;
     #pragma omp parallel
-    for (int first = 0; first < passes; first += together) {
-        int n = min_int(together, passes - first), A_jobs = p->A_panels ? n * row_blocks : 0, B_jobs = n * panels;
+    for (int k0 = 0; k0 < p.K; k0 += depth) {
+        Product q = product_steps(&p, k0, depth);
+        #pragma omp for schedule(static) nowait
+        for (int j = 0; j < p.N; j += NR) pack_B(&q, j);
         #pragma omp for schedule(static)
-        for (int s = 0; s < A_jobs + B_jobs; s++) {
-            int job = s < B_jobs ? s : s - B_jobs, pass = job % n, b = job / n, k0 = (first + pass) * depth, kc = min_int(depth, p->K - k0);
-            if (s < B_jobs) pack_B(p, b * NR, min_int((b + 1) * NR, p->N), k0, kc, p->B_panels + pass * depth * N_padded);
-            else pack_A(p, b * rows, min_int((b + 1) * rows, p->M), k0, kc, p->A_panels + pass * depth * M_padded);
-        }
-        #pragma omp for schedule(static)
-        for (int s = 0; s < row_blocks * groups; s++) {
-            int i0 = s / groups * rows, j0 = s % groups * cols;
-            for (int pass = 0; pass < n; pass++) {
-                int k0 = (first + pass) * depth, kc = min_int(depth, p->K - k0);
-                product_block(p, p->A_panels ? p->A_panels + pass * depth * M_padded : NULL, p->B_panels + pass * depth * N_padded,
-                              i0, min_int(i0 + rows, p->M), j0, min_int(j0 + cols, p->N), k0, kc);
-            }
-        }
+        for (int i = 0; i < (p.A_panels ? p.M : 0); i += rows) pack_A(&q, i, min_int(i + rows, p.M));
+        #pragma omp for schedule(static) collapse(2)
+        for (int i = 0; i < p.M; i += rows)
+            for (int j = 0; j < p.N; j += cols)
+                for (int ti = i; ti < min_int(i + rows, p.M); ti += MR)
+                    for (int tj = j; tj < min_int(j + cols, p.N); tj += NR) product_tile(&q, ti, tj);
     }
-    free(memory);
+    free(p.B_panels);
 }
 
-// a long sum into a small output: slices of the sum, each into an output of its own, added in the order of the slices
-static void product_sliced(const Product *p, int slices) {
-    size_t outputs = (size_t)p->M * p->N;
-    float *partial = (float *)malloc_check(slices * outputs * sizeof(float));      // (slices,M,N)
-    int depth = (p->K + slices - 1) / slices;
-    slices = (p->K + depth - 1) / depth;
+// a long sum into a small C: slices of the sum, each into a C of its own, added in the order of the slices
+static void product_sliced(Product p, int slices) {
+    int depth = ceil_div(p.K, slices);
+    size_t outputs = (size_t)p.M * p.N;
+    float *partial = malloc_floats(slices * outputs);  // (slices, M, N)
+    slices = ceil_div(p.K, depth);
     #pragma omp parallel
     {
         #pragma omp for schedule(static)
         for (int s = 0; s < slices; s++) {
-            Product q = *p;
-            q.C = partial + s * outputs, q.ldc = (size_t)p->N, q.accumulate = 0, q.bias = NULL;
-            q.A += (size_t)s * depth * p->A_col, q.B += (size_t)s * depth * p->B_row, q.K = min_int(depth, p->K - s * depth);
-            product_serial(&q);
+            Product q = product_steps(&p, s * depth, depth);
+            q.C = partial + s * outputs, q.ldc = (size_t)p.N, q.accumulate = 0, q.bias = NULL;
+            product_serial(q);
         }
         #pragma omp for schedule(static)
-        for (int i = 0; i < p->M; i++) {
-            float *c = p->C + i * p->ldc;
-            const float *from = partial + (size_t)i * p->N;
-            for (int j = 0; j < p->N; j++) c[j] = (p->accumulate ? c[j] : 0.0f) + (p->bias ? p->bias[j] : 0.0f);
+        for (int i = 0; i < p.M; i++) {
+            float *c = p.C + i * p.ldc;
+            for (int j = 0; j < p.N; j++) c[j] = (p.accumulate ? c[j] : 0.0f) + (p.bias ? p.bias[j] : 0.0f);
             for (int s = 0; s < slices; s++)
-                #pragma omp simd
-                for (int j = 0; j < p->N; j++) c[j] += from[s * outputs + j];
+                for (int j = 0; j < p.N; j++) c[j] += partial[s * outputs + (size_t)i * p.N + j];
         }
     }
     free(partial);
 }
 
-static Product product(float *C, int ldc, const float *A, int lda, int transA, const float *B, int ldb, int transB, const float *bias,
-                       int M, int N, int K, int accumulate) {
-    Product p;
-    p.C = C, p.ldc = (size_t)ldc, p.bias = bias, p.M = M, p.N = N, p.K = K, p.accumulate = accumulate;
-    p.A = A, p.A_row = transA ? 1 : (size_t)lda, p.A_col = transA ? (size_t)lda : 1;
-    p.B = B, p.B_row = transB ? 1 : (size_t)ldb, p.B_col = transB ? (size_t)ldb : 1;
-    p.A_panels = p.B_panels = NULL;
+static Product product(float *C, int ldc, const float *A, int lda, int transA, const float *B, int ldb, int transB,
+                       const float *bias, int M, int N, int K, int accumulate) {
+    size_t a = (size_t)lda, b = (size_t)ldb, A_row = transA ? 1 : a, A_col = transA ? a : 1;
+    Product p = {C, NULL, NULL, A, B, bias, (size_t)ldc, A_row, A_col, transB ? 1 : b, transB ? b : 1, M, N, K, accumulate};
     return p;
 }
 
-// C (M,N) = [C +] op(A) (M,K) op(B) (K,N) + bias (N), on the calling thread: for use inside parallel loops
-// op(A) is A (M,K), or the transpose of A (K,M) if transA; rows of A stand lda floats apart; B, C likewise; bias may be NULL
-static void matmul_serial(float *C, int ldc, const float *A, int lda, int transA, const float *B, int ldb, int transB, const float *bias,
-                   int M, int N, int K, int accumulate) {
-    Product p = product(C, ldc, A, lda, transA, B, ldb, transB, bias, M, N, K, accumulate);
-    product_serial(&p);
+// C (M, N) = [C +] op(A) (M, K) op(B) (K, N) + bias (N or NULL). op(A) is A (M, K), or the transpose of A (K, M) if transA;
+// rows of A begin lda floats apart; B and C likewise. On the calling thread, for use inside parallel loops:
+static void matmul_serial(float *C, int ldc, const float *A, int lda, int transA, const float *B, int ldb, int transB,
+                          const float *bias, int M, int N, int K, int accumulate) {
+    product_serial(product(C, ldc, A, lda, transA, B, ldb, transB, bias, M, N, K, accumulate));
 }
 
 // the same on all threads
-static void matmul(float *C, int ldc, const float *A, int lda, int transA, const float *B, int ldb, int transB, const float *bias,
-            int M, int N, int K, int accumulate) {
+static void matmul(float *C, int ldc, const float *A, int lda, int transA, const float *B, int ldb, int transB,
+                   const float *bias, int M, int N, int K, int accumulate) {
     Product p = product(C, ldc, A, lda, transA, B, ldb, transB, bias, M, N, K, accumulate);
-    int slices = min_int(32, K / 512);
-    if ((double)M * N * K < 500e3) product_serial(&p);           // a few microseconds: not worth waking the other threads
-    else if (slices >= 4 && (int64_t)M * N <= 128 * 1024) product_sliced(&p, slices);
-    else product_tiled(&p);
+    int slices = min_int(32, K / 512);                 // shorter ones cost more to add than they gain
+    if ((double)M * N * K < 500e3) product_serial(p);  // ten microseconds: not worth waking the other threads
+    else if (slices >= 4 && (int64_t)M * N <= 128 * 1024) product_sliced(p, slices);
+    else product_tiled(p);
 }
 
-// F.linear(inp, weight, bias): out (M,N) = inp (M,K) weight (N,K)^T + bias (N); bias may be NULL
+// F.linear(inp, weight, bias): out (M, N) = inp (M, K) weight (N, K)^T + bias (N); bias may be NULL
 static void matmul_forward(float *out, const float *inp, const float *weight, const float *bias, int M, int N, int K) {
     matmul(out, N, inp, K, 0, weight, K, 1, bias, M, N, K, 0);
 }
 
-// sums (N) += column sums of x (M,N), in slices of rows that depend on M only
+// sums (N) += column sums of x (M, N)
 static void add_column_sums(float *sums, const float *x, int M, int N) {
-    int slices = min_int(64, (M + 127) / 128), rows = (M + slices - 1) / slices;
-    float *partial = (float *)malloc_check((size_t)slices * N * sizeof(float));       // (slices,N)
+    float *partial = slices_alloc((size_t)N);  // (SLICES, N)
     #pragma omp parallel for schedule(static) if ((int64_t)M * N > 100000)
-    for (int s = 0; s < slices; s++) {
-        float *sum = partial + (size_t)s * N;
-        for (int j = 0; j < N; j++) sum[j] = 0.0f;
-        for (int i = s * rows; i < min_int((s + 1) * rows, M); i++) {
-            const float *x_i = x + (size_t)i * N;
+    for (int s = 0; s < SLICES; s++)
+        for (size_t i = slice_start((size_t)M, s); i < slice_start((size_t)M, s + 1); i++)
             #pragma omp simd
-            for (int j = 0; j < N; j++) sum[j] += x_i[j];
-        }
-    }
-    for (int s = 0; s < slices; s++)
-        for (int j = 0; j < N; j++) sums[j] += partial[(size_t)s * N + j];
+            for (int j = 0; j < N; j++) partial[(size_t)s * N + j] += x[i * N + j];
+    slices_sum(partial, (size_t)N);
+    for (int j = 0; j < N; j++) sums[j] += partial[j];
     free(partial);
 }
 
-// dinp (M,K) = dout (M,N) weight (N,K);  dweight (N,K) += dout^T inp (M,K);  dbias (N) += column sums of dout;  each may be NULL
-static void matmul_backward(float *dinp, float *dweight, float *dbias, const float *dout, const float *inp, const float *weight, int M, int N, int K) {
+// dinp (M, K) = dout (M, N) weight (N, K); dweight (N, K) += dout^T inp (M, K); dbias (N) += sum of dout; each may be NULL
+static void matmul_backward(float *dinp, float *dweight, float *dbias, const float *dout, const float *inp,
+                            const float *weight, int M, int N, int K) {
     if (dinp) matmul(dinp, K, dout, N, 0, weight, K, 0, NULL, M, K, N, 0);
     if (dweight) matmul(dweight, K, dout, N, 1, inp, K, 0, NULL, N, K, M, 1);
     if (dbias) add_column_sums(dbias, dout, M, N);
@@ -932,433 +881,353 @@ static void attention_backward(float *dq, float *dk, float *dv, const float *dou
     free(partial);
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// 8 CAUSAL CONVOLUTION AND SELECTIVE SCAN
+//
+// The three directions of ST-Mamba visit the same L = T*P tokens, which lie in memory as (T, P, channels), in three orders.
+// Nothing is flipped or copied: both loops walk over positions s = 0 .. L-1 and ask which row of memory position s is.
+
 enum { SCAN_FORWARD, SCAN_BACKWARD, SCAN_SPATIAL };
-// ======================================================================================================================
-// SCAN ORDER. The three directions of ST-Mamba visit the same L = T*P tokens, which lie in memory as (T, P, channels), in three orders.
-// Nothing is flipped or copied: convolution and scan walk over positions s = 0 .. L-1 and ask here which row position s is.
 
 static inline size_t scan_row(int order, int s, int T, int P) {
-    if (order == SCAN_FORWARD) { return (size_t)s; }                // frame after frame
-    if (order == SCAN_BACKWARD) { return (size_t)T * P - 1 - s; }   // the same, from the end
-    return (size_t)(s % T) * P + s / T;                             // SCAN_SPATIAL: each pixel through all its frames, then the next pixel
+    if (order == SCAN_FORWARD) return (size_t)s;               // frame after frame
+    if (order == SCAN_BACKWARD) return (size_t)T * P - 1 - s;  // the same, from the end
+    return (size_t)(s % T) * P + s / T;                        // SCAN_SPATIAL: a pixel through all frames, then the next
 }
 
-// The processor does not foresee jumps from row to row; asking early for a row that comes soon makes these loops up to twice as fast.
+// The processor does not foresee jumps from row to row; asking early for a row makes these loops up to twice as fast.
 static inline void prefetch_row(const float *row, int D) {
-    for (int d = 0; d < D; d += 16) { PREFETCH(row + d); }
+    for (int d = 0; d < D; d += 16) PREFETCH(row + d);
 }
 
-// ======================================================================================================================
-// CAUSAL CONV1D + SILU.  a = F.silu(F.conv1d(x, weight, bias, padding=K-1, groups=D)[:, :, :L]) along the visiting order:
-//     z[s] = bias + sum_k weight[k] * x[s - (K-1) + k],   out[s] = silu(z[s]) = z sigmoid(z)       (x is 0 before position 0)
-// Channels are the lanes of the loops, so that no order of tokens is worse than another.
+// F.silu(F.conv1d(x, weight, bias, padding=K-1, groups=D)[:, :, :L]) along the visiting order:
+//     z[s] = bias + sum_k weight[k] x[s - (K-1) + k],   out[s] = silu(z[s])       (x is 0 before position 0)
+enum { CONV1D_PIECE = 64, CONV1D_AHEAD = 8 };  // positions per task in backward; positions that rows are fetched ahead
 
-enum { CONV1D_SLICE = 64, CONV1D_AHEAD = 8 };   // positions per task in backward; how many positions ahead rows are fetched
-
-// weight (D,1,K) -> (K,D): one contiguous row per tap
-static float *conv1d_taps(const float *weight, int D, int K) {
-    float *taps = (float *)malloc_check((size_t)K * D * sizeof(float));
-    for (int d = 0; d < D; d++) {
-        for (int k = 0; k < K; k++) { taps[(size_t)k * D + d] = weight[(size_t)d * K + k]; }
-    }
-    return taps;
-}
-
-// z (D) at position s of one clip; x (L,ldx), taps (K,D)
-static void conv1d_position(float *RESTRICT z, const float *x, int ldx, const float *taps, const float *bias, int order, int s, int T, int P, int D, int K) {
+// z (D) at position s of one clip; x (L, ldx), taps (K, D)
+static void conv1d_position(float *RESTRICT z, const float *x, int ldx, const float *taps, const float *bias,
+                            int order, int s, int T, int P, int D, int K) {
     memcpy(z, bias, (size_t)D * sizeof(float));
-    for (int k = s < K - 1 ? K - 1 - s : 0; k < K; k++) {
+    for (int k = max_int(0, K - 1 - s); k < K; k++) {
         const float *x_k = x + scan_row(order, s - (K - 1) + k, T, P) * ldx, *w_k = taps + (size_t)k * D;
         #pragma omp simd
-        for (int d = 0; d < D; d++) { z[d] += w_k[d] * x_k[d]; }
+        for (int d = 0; d < D; d++) z[d] += w_k[d] * x_k[d];
     }
 }
 
-// out (B,L,D), x (B,L,ldx) of which the first D columns are read, weight (D,1,K), bias (D)
-static void conv1d_silu_forward(float *out, const float *x, int ldx, const float *weight, const float *bias, int order, int B, int T, int P, int D, int K) {
+// out (B, L, D); x (B, L, ldx), of which the first D columns are read; weight (D, 1, K); bias (D)
+static void conv1d_silu_forward(float *out, const float *x, int ldx, const float *weight, const float *bias,
+                                int order, int B, int T, int P, int D, int K) {
     int L = T * P;
-    float *taps = conv1d_taps(weight, D, K);
+    float *taps = taps_first(weight, D, K, 0);
     #pragma omp parallel for collapse(2) schedule(static)
-    for (int b = 0; b < B; b++) {
+    for (int b = 0; b < B; b++)
         for (int s = 0; s < L; s++) {
             const float *x_b = x + (size_t)b * L * ldx;
             float *out_b = out + (size_t)b * L * D, *out_s = out_b + scan_row(order, s, T, P) * D;
-            size_t ahead = scan_row(order, s + CONV1D_AHEAD < L ? s + CONV1D_AHEAD : s, T, P);
+            size_t ahead = scan_row(order, min_int(s + CONV1D_AHEAD, L - 1), T, P);
             prefetch_row(x_b + ahead * ldx, D);
             prefetch_row(out_b + ahead * D, D);
             conv1d_position(out_s, x_b, ldx, taps, bias, order, s, T, P, D, K);
             #pragma omp simd
-            for (int d = 0; d < D; d++) { out_s[d] = silu_simd(out_s[d]); }
+            for (int d = 0; d < D; d++) out_s[d] = silu_simd(out_s[d]);
         }
-    }
     free(taps);
 }
 
-// z is recomputed instead of kept. With dz[s] = dout[s] silu'(z[s]), silu'(z) = sigmoid(z) (1 + z (1 - sigmoid(z))):
-//     dbias += sum_s dz[s],   dweight[k] += sum_s dz[s] x[s - (K-1) + k],   dx[s] = sum_k weight[k] dz[s + (K-1) - k]
-// One task is a fixed slice of positions with its own sums, which are added in order at the end; a slice also needs dz of the K-1 positions
-// after its last one and recomputes them.
-// dx (B,L,lddx), dweight (D,1,K), dbias (D), dout (B,L,D), x (B,L,ldx). accumulate: dx += (the directions of a layer meet there), else dx =
-static void conv1d_silu_backward(float *dx, int lddx, float *dweight, float *dbias, const float *dout, const float *x, int ldx, const float *weight,
-                          const float *bias, int order, int B, int T, int P, int D, int K, int accumulate) {
-    int L = T * P, slices = (L + CONV1D_SLICE - 1) / CONV1D_SLICE;
-    size_t sums = (size_t)(K + 1) * D, all_sums = (size_t)B * slices * sums;   // per slice: dweight (K,D), dbias (D)
-    float *taps = conv1d_taps(weight, D, K);
-    float *partial = (float *)malloc_check(all_sums * sizeof(float));
-    memset(partial, 0, all_sums * sizeof(float));
-    #pragma omp parallel
-    {
-        float *dz = (float *)malloc_check((size_t)(CONV1D_SLICE + K - 1) * D * sizeof(float));
-        #pragma omp for collapse(2) schedule(static)
-        for (int b = 0; b < B; b++) {
-            for (int slice = 0; slice < slices; slice++) {
-                int s0 = slice * CONV1D_SLICE, s1 = s0 + CONV1D_SLICE < L ? s0 + CONV1D_SLICE : L, s2 = s1 + K - 1 < L ? s1 + K - 1 : L;
-                const float *x_b = x + (size_t)b * L * ldx, *dout_b = dout + (size_t)b * L * D;
-                float *dx_b = dx + (size_t)b * L * lddx;
-                float *dweight_slice = partial + ((size_t)b * slices + slice) * sums, *dbias_slice = dweight_slice + (size_t)K * D;
-                for (int s = s0; s < s2; s++) {
-                    const float *dout_s = dout_b + scan_row(order, s, T, P) * D;
-                    float *dz_s = dz + (size_t)(s - s0) * D;
-                    size_t ahead = scan_row(order, s + CONV1D_AHEAD < L ? s + CONV1D_AHEAD : s, T, P);
-                    prefetch_row(x_b + ahead * ldx, D);
-                    prefetch_row(dout_b + ahead * D, D);
-                    prefetch_row(dx_b + ahead * lddx, D);
-                    conv1d_position(dz_s, x_b, ldx, taps, bias, order, s, T, P, D, K);
+// z is computed again instead of kept. With dz[s] = dout[s] silu'(z[s]):
+//     dbias += sum_s dz[s],   dweight[k] += sum_s dz[s] x[s - (K-1) + k],   dx[s - (K-1) + k] += weight[k] dz[s]
+// A piece of positions also needs the dz of the K-1 positions after it, and recomputes them.
+// dx (B, L, lddx) =, or += if accumulate (where the directions of a layer meet); the rest as above
+static void conv1d_silu_backward(float *dx, int lddx, float *dweight, float *dbias, const float *dout, const float *x,
+                                 int ldx, const float *weight, const float *bias, int order, int B, int T, int P, int D,
+                                 int K, int accumulate) {
+    int L = T * P, pieces = ceil_div(L, CONV1D_PIECE);
+    size_t part = (size_t)(K + 1) * D, tasks = (size_t)B * pieces;
+    float *taps = taps_first(weight, D, K, 0), *partial = slices_alloc(part);  // (SLICES, K + 1, D): dweight, dbias
+    #pragma omp parallel for schedule(static)
+    for (int slice = 0; slice < SLICES; slice++) {
+        float *dw = partial + (size_t)slice * part, *db = dw + (size_t)K * D, *dz = malloc_floats((size_t)D);
+        for (size_t task = slice_start(tasks, slice); task < slice_start(tasks, slice + 1); task++) {
+            size_t first = task / pieces * L;  // the clip's first row
+            const float *x_b = x + first * ldx, *dout_b = dout + first * D;
+            float *dx_b = dx + first * lddx;
+            int s0 = (int)(task % pieces) * CONV1D_PIECE, s1 = min_int(s0 + CONV1D_PIECE, L);
+            for (int s = s0; s < min_int(s1 + K - 1, L); s++) {
+                size_t row = scan_row(order, s, T, P), ahead = scan_row(order, min_int(s + CONV1D_AHEAD, L - 1), T, P);
+                prefetch_row(x_b + ahead * ldx, D);
+                prefetch_row(dout_b + ahead * D, D);
+                prefetch_row(dx_b + ahead * lddx, D);
+                conv1d_position(dz, x_b, ldx, taps, bias, order, s, T, P, D, K);
+                #pragma omp simd
+                for (int d = 0; d < D; d++) dz[d] = dout_b[row * D + d] * silu_grad_simd(dz[d]);
+                if (s < s1) {
+                    if (!accumulate) memset(dx_b + row * lddx, 0, (size_t)D * sizeof(float));
                     #pragma omp simd
-                    for (int d = 0; d < D; d++) {
-                        float z = dz_s[d], sigmoid = sigmoid_simd(z);
-                        dz_s[d] = dout_s[d] * sigmoid * (1.0f + z * (1.0f - sigmoid));
-                    }
+                    for (int d = 0; d < D; d++) db[d] += dz[d];
                 }
-                for (int s = s0; s < s1; s++) {
-                    const float *dz_s = dz + (size_t)(s - s0) * D;
-                    float *dx_s = dx_b + scan_row(order, s, T, P) * lddx;
-                    if (!accumulate) { memset(dx_s, 0, (size_t)D * sizeof(float)); }
-                    #pragma omp simd
-                    for (int d = 0; d < D; d++) { dbias_slice[d] += dz_s[d]; }
-                    for (int k = 0; k < K; k++) {
-                        int before = s - (K - 1) + k, after = s + (K - 1) - k;   // tap k joins z[s] to x[before], and z[after] to x[s]
-                        const float *w_k = taps + (size_t)k * D;
-                        float *dw_k = dweight_slice + (size_t)k * D;
-                        if (before >= 0) {
-                            const float *x_k = x_b + scan_row(order, before, T, P) * ldx;
-                            #pragma omp simd
-                            for (int d = 0; d < D; d++) { dw_k[d] += dz_s[d] * x_k[d]; }
-                        }
-                        if (after < L) {
-                            const float *dz_k = dz + (size_t)(after - s0) * D;
-                            #pragma omp simd
-                            for (int d = 0; d < D; d++) { dx_s[d] += dz_k[d] * w_k[d]; }
-                        }
+                for (int k = max_int(0, K - 1 - s); k < K; k++) {
+                    int before = s - (K - 1) + k;  // tap k joins z[s] to x[before]
+                    const float *x_k = x_b + scan_row(order, before, T, P) * ldx, *w_k = taps + (size_t)k * D;
+                    float *dx_k = dx_b + scan_row(order, before, T, P) * lddx, *dw_k = dw + (size_t)k * D;
+                    if (s < s1) {
+                        #pragma omp simd
+                        for (int d = 0; d < D; d++) dw_k[d] += dz[d] * x_k[d];
+                    }
+                    if (before >= s0 && before < s1) {
+                        #pragma omp simd
+                        for (int d = 0; d < D; d++) dx_k[d] += dz[d] * w_k[d];
                     }
                 }
             }
         }
         free(dz);
     }
-    for (size_t task = 0; task < (size_t)B * slices; task++) {
-        const float *dweight_slice = partial + task * sums, *dbias_slice = dweight_slice + (size_t)K * D;
-        for (int d = 0; d < D; d++) {
-            for (int k = 0; k < K; k++) { dweight[(size_t)d * K + k] += dweight_slice[(size_t)k * D + d]; }
-            dbias[d] += dbias_slice[d];
-        }
+    slices_sum(partial, part);
+    for (int d = 0; d < D; d++) {
+        for (int k = 0; k < K; k++) dweight[(size_t)d * K + k] += partial[(size_t)k * D + d];
+        dbias[d] += partial[(size_t)K * D + d];
     }
     free(partial);
     free(taps);
 }
 
-// ======================================================================================================================
-// SELECTIVE SCAN (selective_scan_ref in Mamba's code, without its softplus and gate). For each clip, channel d and state n, along s:
+// The selective scan (selective_scan_ref in Mamba's code, without its softplus and gate). For each clip, channel d and state
+// n, along the visiting order:
 //     h[s] = e[s] h[s-1] + dt[s] u[s] Bt[s],   e[s] = exp(dt[s] A),   A = -exp(A_log)      h[-1] = 0
 //     y[s] = sum_n Ct[s] h[s] + D_skip u[s]
-// u, dt, y have one value per (s,d); Bt, Ct one per (s,n), shared by all channels; A one per (d,n). There are L*D*N values e and h: too many
-// to store, and computing an e costs more than everything else, so:
-// - the lanes of a vector are 16 neighbouring channels (u, dt, y are read and written contiguously, Bt and Ct are broadcast, and the sum over
-//   n needs no sum across lanes). A block of 16 channels x N states of h fits into the first-level cache.
-// - tokens come in chunks of 32, all blocks of channels one after the other on each chunk, so that a row is read from memory once.
-// - exp(dt A) = 2^(dt A log2(e)), with A log2(e) computed once.
+// u, dt, y have one value per (s, d); Bt, Ct one per (s, n), shared by all channels; A one per (d, n). That makes L*D*N
+// values e and h: too many to store, and an e costs more than everything else. So:
+// - The lanes of a vector are 16 neighbouring channels: u, dt, y are read and written contiguously, Bt and Ct broadcast, and
+//   the sum over n needs no sum across lanes. The states of such a block, h (N, 16), fit into L1.
+// - Tokens come in chunks of 32, with all blocks one after the other on each chunk: a row is read from memory once.
+// - exp(dt A) = 2^(dt a), with a = A log2(e) computed once.
 // Forward keeps h at the start of every chunk ("states"), one value per 32; backward replays each chunk from there.
-// Blocks never meet in forward, so threads take blocks. The loop over chunks is outside and a static schedule gives a thread the same
-// blocks in every chunk: nobody waits for anybody (nowait), and a single thread still walks over whole rows.
+// Blocks never meet in forward, so threads take blocks. The loop over chunks is outside, and the static schedule gives a
+// thread the same blocks in every chunk: nobody waits for anybody (nowait), and a thread still walks over long rows.
 
-enum { SCAN_LANES = 16, SCAN_CHUNK = 32, SCAN_SPANS = 4 };   // channels per vector; tokens per chunk; spans, see backward
+enum { SCAN_LANES = 16, SCAN_CHUNK = 32, SCAN_SPANS = 4 };  // channels of a block; tokens of a chunk; see backward
 #define LOG2_E ((float)1.44269504088896340736)
 #define LN_2 ((float)0.69314718055994530942)
 
-// One chunk of one block: the pointers are those of the block's first channel in one clip. Arrays written [n][j] are (N,16).
-typedef struct {
-    const float *u, *dt, *dy, *Bt, *Ct, *skip;   // as in the signatures below
-    const float *a;                              // [n][j] A log2(e)
+typedef struct {  // what all blocks share; named as in the signatures below
+    const float *u, *dt, *dy, *Bt, *Ct, *D_skip;
     float *y, *du, *ddt;
-    float *h;                                    // [n][j] forward: the state, carried from chunk to chunk
-    const float *checkpoint;                     // [n][j] backward: the state at the start of the chunk
-    float *passed, *dA, *dskip;                  // [n][j], [n][j], [j] backward: gradient passed on to the chunk before, sums over all tokens
-    float *work;                                 // (33, 4, N, 16) backward: for each token e, h before it, and dBt, dCt lane by lane
-    size_t row[SCAN_CHUNK], next[SCAN_CHUNK];    // rows of the chunk, and of the chunk that comes next (to be prefetched)
-    int count, D, ldbc;                          // positions in this chunk, sizes of rows
-} ScanBlock;
-
-static inline int scan_blocks(int D) { return (D + SCAN_LANES - 1) / SCAN_LANES; }
-static inline int scan_chunks(int T, int P) { return (T * P + SCAN_CHUNK - 1) / SCAN_CHUNK; }
+    float *a;  // (blocks, N, 16)
+    int *row;  // (L) the row of every position
+    int ldbc, D, L;
+} Scan;
 
 // number of floats in "states": (B, chunks, blocks, N, 16)
 static size_t selective_scan_states(int B, int T, int P, int D, int N) {
-    return (size_t)B * scan_chunks(T, P) * scan_blocks(D) * N * SCAN_LANES;
+    return (size_t)B * ceil_div(T * P, SCAN_CHUNK) * ceil_div(D, SCAN_LANES) * N * SCAN_LANES;
 }
 
-// fills k->row, k->count for chunk c and k->next for chunk c + step
-static void scan_chunk_rows(ScanBlock *k, int c, int step, int order, int T, int P) {
-    int L = T * P, s0 = c * SCAN_CHUNK;
-    k->count = L - s0 < SCAN_CHUNK ? L - s0 : SCAN_CHUNK;
-    for (int i = 0; i < k->count; i++) {
-        int s = s0 + i, ahead = s + step * SCAN_CHUNK;
-        k->row[i] = scan_row(order, s, T, P);
-        k->next[i] = ahead >= 0 && ahead < L ? scan_row(order, ahead, T, P) : k->row[i];
-    }
+// where (d, n) stands in an array (blocks, N, 16)
+static inline size_t rate_at(int d, int n, int N) {
+    return ((size_t)(d / SCAN_LANES) * N + n) * SCAN_LANES + d % SCAN_LANES;
 }
 
-// (D,N) A_log -> (blocks,N,16) A log2(e); lanes beyond D get any finite number
-static float *scan_rates(const float *A_log, int D, int N) {
-    int blocks = scan_blocks(D);
-    float *a = (float *)malloc_check((size_t)blocks * N * SCAN_LANES * sizeof(float));
+static Scan scan_begin(const float *u, const float *dt, const float *Bt, const float *Ct, int ldbc, const float *A_log,
+                       const float *D_skip, int order, int T, int P, int D, int N) {
+    Scan p = {u, dt, NULL, Bt, Ct, D_skip, NULL, NULL, NULL, NULL, NULL, ldbc, D, T * P};
+    p.a = (float *)calloc_check((size_t)ceil_div(D, SCAN_LANES) * SCAN_LANES * N, sizeof(float));
+    p.row = (int *)malloc_check((size_t)p.L * sizeof(int));
+    for (int s = 0; s < p.L; s++) p.row[s] = (int)scan_row(order, s, T, P);
     #pragma omp parallel for schedule(static)
-    for (int block = 0; block < blocks; block++) {
-        for (int n = 0; n < N; n++) {
-            float *a_n = a + ((size_t)block * N + n) * SCAN_LANES;
-            for (int j = 0; j < SCAN_LANES; j++) {
-                int d = block * SCAN_LANES + j;
-                a_n[j] = d < D ? A_log[(size_t)d * N + n] : 0.0f;
-            }
-            #pragma omp simd
-            for (int j = 0; j < SCAN_LANES; j++) { a_n[j] = -LOG2_E * exp2_simd(LOG2_E * a_n[j]); }
-        }
-    }
-    return a;
+    for (int d = 0; d < D; d++)
+        for (int n = 0; n < N; n++) p.a[rate_at(d, n, N)] = -LOG2_E * exp2_simd(LOG2_E * A_log[(size_t)d * N + n]);
+    return p;
 }
 
-// Compiled twice, as all block functions here: with N and lanes constant for what the model uses (N = 16, D a multiple of 16; the loop over n
-// is unrolled and the loop over lanes becomes one vector), and with any N and number of lanes, about ten times slower.
-ALWAYS_INLINE void scan_forward_block(const ScanBlock *k, int N, int lanes, int accumulate) {
-    const float *a = k->a, *skip = k->skip;
-    float *h = k->h;
-    for (int i = 0; i < k->count; i++) {
-        size_t at = k->row[i] * k->D, at_bc = k->row[i] * k->ldbc, at_next = k->next[i] * k->D;
-        const float *u_i = k->u + at, *dt_i = k->dt + at, *B_i = k->Bt + at_bc, *C_i = k->Ct + at_bc;
-        float *y_i = k->y + at;
-        PREFETCH(k->u + at_next);
-        PREFETCH(k->dt + at_next);
-        PREFETCH(k->y + at_next);
+// the row of position s in clip b; s may lie outside the clip (to prefetch)
+static inline size_t clip_row(const Scan *p, int b, int s) {
+    return (size_t)b * p->L + p->row[max_int(0, min_int(s, p->L - 1))];
+}
+
+// One chunk of a block: positions s0 .. s1 of clip b, channels d .. d+lanes. Compiled twice, as backward is: with N and
+// lanes constant for what the model uses (16, and D a multiple of 16), where the loop over n is unrolled and the loop over
+// lanes becomes one vector, and for any N and number of lanes, about ten times slower.
+ALWAYS_INLINE void scan_forward_block(const Scan *p, float *h, int b, int d, int s0, int s1, int N, int lanes,
+                                      int accumulate) {
+    const float *a = p->a + (size_t)d * N, *skip = p->D_skip + d;
+    for (int s = s0; s < s1; s++) {
+        size_t row = clip_row(p, b, s), at = row * p->D + d, ahead = clip_row(p, b, s + SCAN_CHUNK) * p->D + d;
+        const float *u = p->u + at, *dt = p->dt + at, *Bt = p->Bt + row * p->ldbc, *Ct = p->Ct + row * p->ldbc;
+        float *y = p->y + at;
+        PREFETCH(p->u + ahead);
+        PREFETCH(p->dt + ahead);
+        PREFETCH(p->y + ahead);
         #pragma omp simd
         for (int j = 0; j < lanes; j++) {
-            float delta = dt_i[j], x = delta * u_i[j], sum = skip[j] * u_i[j];
+            float delta = dt[j], x = delta * u[j], sum = skip[j] * u[j];
             UNROLL
             for (int n = 0; n < N; n++) {
                 int nj = n * SCAN_LANES + j;
-                float h_n = exp2_simd(delta * a[nj]) * h[nj] + x * B_i[n];
+                float h_n = exp2_simd(delta * a[nj]) * h[nj] + x * Bt[n];
                 h[nj] = h_n;
-                sum += h_n * C_i[n];
+                sum += h_n * Ct[n];
             }
-            y_i[j] = accumulate ? y_i[j] + sum : sum;
+            y[j] = accumulate ? y[j] + sum : sum;
         }
     }
 }
 
-// y, u, dt (B,L,D), Bt, Ct (B,L,ldbc) of which N columns are read, A_log (D,N), D_skip (D); states: NULL if there will be no backward
-// accumulate: y += ..., else y = ...
-static void selective_scan_forward(float *y, float *states, const float *u, const float *dt, const float *Bt, const float *Ct, int ldbc,
-                            const float *A_log, const float *D_skip, int order, int B, int T, int P, int D, int N, int accumulate) {
-    int chunks = scan_chunks(T, P), blocks = scan_blocks(D);
-    size_t L = (size_t)T * P, state = (size_t)N * SCAN_LANES, all_states = (size_t)B * blocks * state;
-    float *a = scan_rates(A_log, D, N), *h = (float *)malloc_check(all_states * sizeof(float));
-    memset(h, 0, all_states * sizeof(float));
+// y (B, L, D) =, or += if accumulate; u, dt (B, L, D); Bt, Ct (B, L, ldbc), of which N columns are read; A_log (D, N);
+// D_skip (D); states: NULL if there will be no backward
+static void selective_scan_forward(float *y, float *states, const float *u, const float *dt, const float *Bt,
+                                   const float *Ct, int ldbc, const float *A_log, const float *D_skip, int order, int B,
+                                   int T, int P, int D, int N, int accumulate) {
+    int L = T * P, chunks = ceil_div(L, SCAN_CHUNK), blocks = ceil_div(D, SCAN_LANES);
+    size_t state = (size_t)N * SCAN_LANES;
+    Scan p = scan_begin(u, dt, Bt, Ct, ldbc, A_log, D_skip, order, T, P, D, N);
+    float *h = (float *)calloc_check((size_t)B * blocks * state, sizeof(float));  // (B, blocks, N, 16)
+    p.y = y;
     #pragma omp parallel
-    {
-        ScanBlock k;
-        memset(&k, 0, sizeof(k));
-        k.D = D;
-        k.ldbc = ldbc;
-        for (int c = 0; c < chunks; c++) {
-            scan_chunk_rows(&k, c, 1, order, T, P);
-            #pragma omp for schedule(static) nowait
-            for (int task = 0; task < B * blocks; task++) {
-                int b = task / blocks, block = task % blocks, d = block * SCAN_LANES, lanes = D - d < SCAN_LANES ? D - d : SCAN_LANES;
-                size_t at = b * L * D + d, at_bc = b * L * ldbc;
-                k.u = u + at;
-                k.dt = dt + at;
-                k.y = y + at;
-                k.Bt = Bt + at_bc;
-                k.Ct = Ct + at_bc;
-                k.skip = D_skip + d;
-                k.a = a + block * state;
-                k.h = h + task * state;
-                if (states != NULL) { memcpy(states + (((size_t)b * chunks + c) * blocks + block) * state, k.h, state * sizeof(float)); }
-                if (N == 16 && lanes == SCAN_LANES) {
-                    scan_forward_block(&k, 16, SCAN_LANES, accumulate);
-                } else {
-                    scan_forward_block(&k, N, lanes, accumulate);
-                }
-            }
+    for (int c = 0; c < chunks; c++) {
+        #pragma omp for schedule(static) nowait
+        for (int task = 0; task < B * blocks; task++) {
+            int b = task / blocks, block = task % blocks, d = block * SCAN_LANES, lanes = min_int(SCAN_LANES, D - d);
+            int s0 = c * SCAN_CHUNK, s1 = min_int(s0 + SCAN_CHUNK, L);
+            float *h_block = h + task * state;
+            if (states) memcpy(states + (((size_t)b * chunks + c) * blocks + block) * state, h_block, state * sizeof(float));
+            if (N == 16 && lanes == SCAN_LANES) scan_forward_block(&p, h_block, b, d, s0, s1, 16, SCAN_LANES, accumulate);
+            else scan_forward_block(&p, h_block, b, d, s0, s1, N, lanes, accumulate);
         }
     }
     free(h);
-    free(a);
+    free(p.row);
+    free(p.a);
 }
 
-// Backward. Let g[s] be the gradient of the loss with respect to h[s]: h[s] acts through y[s], and through h[s+1]:
-//     g[s] = Ct[s] dy[s] + e[s+1] g[s+1]                                                   g[L] = 0: a second recurrence, from the end
-// Then, from h[s] = e[s] h[s-1] + (dt[s] u[s]) Bt[s], with e[s] g[s] = "passed" and q[s] = passed h[s-1] the gradient of the exponent dt A:
-//     dCt[s] = sum_d dy[s] h[s]            dBt[s] = sum_d g[s] dt[s] u[s]                       (sums over channels)
-//     du[s]  = dt[s] sum_n g[s] Bt[s] + D_skip dy[s]
-//     ddt[s] = u[s] sum_n g[s] Bt[s] + sum_n q[s] A                                             (sums over states)
-//     dA     = sum_s q[s] dt[s]            dA_log = dA dA/dA_log = dA A       dD_skip = sum_s dy[s] u[s]
-// first: this block starts the sums over channels (dBt, dCt in work), else it adds to them.
-ALWAYS_INLINE void scan_backward_block(const ScanBlock *k, int N, int lanes, int first) {
+// Backward. Let g[s] be the gradient of the loss with respect to h[s], which acts through y[s] and through h[s+1]:
+//     g[s] = Ct[s] dy[s] + e[s+1] g[s+1]            g[L] = 0: a second recurrence, from the end
+// Then, from h[s] = e[s] h[s-1] + (dt[s] u[s]) Bt[s], with passed[s] = e[s] g[s], and q[s] = passed[s] h[s-1] the gradient
+// of the exponent dt A:
+//     dCt[s] = sum_d dy[s] h[s],   dBt[s] = sum_d g[s] dt[s] u[s]                                  (sums over channels)
+//     du[s] = dt[s] sum_n g[s] Bt[s] + D_skip dy[s],   ddt[s] = u[s] sum_n g[s] Bt[s] + sum_n q[s] A  (sums over states)
+//     dA_log = dA dA/dA_log = dA A with dA = sum_s q[s] dt[s],   dD_skip = sum_s dy[s] u[s]
+// carry: passed (N, 16), dA (N, 16), dD_skip (16) from the chunks behind. work: for each token e, h before it, and dBt, dCt
+// lane by lane (33, 4, N, 16); first: this block begins the sums over channels there, else it adds to them.
+ALWAYS_INLINE void scan_backward_block(const Scan *p, float *carry, float *work, const float *checkpoint,
+                                       int b, int d, int s0, int s1, int N, int lanes, int first) {
     const size_t state = (size_t)N * SCAN_LANES;
-    const float *a = k->a, *skip = k->skip;
-    float *passed = k->passed, *dA = k->dA, *dskip = k->dskip;
-    // Where dy is 0 for long (frames without loss), g decays below 1e-38, and there multiplications become a hundred times slower: stop before.
-    for (size_t nj = 0; nj < state; nj++) { passed[nj] = passed[nj] > -1e-30f && passed[nj] < 1e-30f ? 0.0f : passed[nj]; }
-    if (first && lanes < SCAN_LANES) { memset(k->work, 0, (SCAN_CHUNK + 1) * 4 * state * sizeof(float)); }
-    memcpy(k->work + state, k->checkpoint, state * sizeof(float));
-    for (int i = 0; i < k->count; i++) {   // replay
-        size_t at = k->row[i] * k->D, at_next = k->next[i] * k->D;
-        const float *u_i = k->u + at, *dt_i = k->dt + at, *B_i = k->Bt + k->row[i] * k->ldbc;
-        float *e = k->work + i * 4 * state, *h_before = e + state, *h = h_before + 4 * state;
-        PREFETCH(k->u + at_next);
-        PREFETCH(k->dt + at_next);
-        PREFETCH(k->dy + at_next);
-        PREFETCH(k->du + at_next);
-        PREFETCH(k->ddt + at_next);
+    const float *a = p->a + (size_t)d * N, *skip = p->D_skip + d;
+    float *passed = carry, *dA = carry + state, *dskip = carry + 2 * state;
+    // Where dy is 0 for long (frames without loss) g decays below 1e-38, where multiplications are a hundred times slower
+    for (size_t nj = 0; nj < state; nj++) passed[nj] = fabsf(passed[nj]) < 1e-30f ? 0.0f : passed[nj];
+    if (first && lanes < SCAN_LANES) memset(work, 0, (SCAN_CHUNK + 1) * 4 * state * sizeof(float));
+    memcpy(work + state, checkpoint, state * sizeof(float));
+    for (int s = s0; s < s1; s++) {  // replay
+        size_t row = clip_row(p, b, s), at = row * p->D + d, ahead = clip_row(p, b, s - SCAN_CHUNK) * p->D + d;
+        const float *u = p->u + at, *dt = p->dt + at, *Bt = p->Bt + row * p->ldbc;
+        float *e = work + (s - s0) * 4 * state, *h_before = e + state, *h = h_before + 4 * state;
+        PREFETCH(p->u + ahead);
+        PREFETCH(p->dt + ahead);
+        PREFETCH(p->dy + ahead);
+        PREFETCH(p->du + ahead);
+        PREFETCH(p->ddt + ahead);
         #pragma omp simd
         for (int j = 0; j < lanes; j++) {
-            float delta = dt_i[j], x = delta * u_i[j];
+            float delta = dt[j], x = delta * u[j];
             UNROLL
             for (int n = 0; n < N; n++) {
                 int nj = n * SCAN_LANES + j;
                 float e_n = exp2_simd(delta * a[nj]);
                 e[nj] = e_n;
-                h[nj] = e_n * h_before[nj] + x * B_i[n];
+                h[nj] = e_n * h_before[nj] + x * Bt[n];
             }
         }
     }
-    for (int i = k->count - 1; i >= 0; i--) {   // and back
-        size_t at = k->row[i] * k->D, at_bc = k->row[i] * k->ldbc;
-        const float *u_i = k->u + at, *dt_i = k->dt + at, *dy_i = k->dy + at, *B_i = k->Bt + at_bc, *C_i = k->Ct + at_bc;
-        float *du_i = k->du + at, *ddt_i = k->ddt + at;
-        float *e = k->work + i * 4 * state, *h_before = e + state, *dB = e + 2 * state, *dC = e + 3 * state, *h = h_before + 4 * state;
+    for (int s = s1 - 1; s >= s0; s--) {  // and back
+        size_t row = clip_row(p, b, s), at = row * p->D + d;
+        const float *Bt = p->Bt + row * p->ldbc, *Ct = p->Ct + row * p->ldbc;
+        const float *u = p->u + at, *dt = p->dt + at, *dy = p->dy + at;
+        float *du = p->du + at, *ddt = p->ddt + at, *e = work + (s - s0) * 4 * state;
+        float *h_before = e + state, *dB = e + 2 * state, *dC = e + 3 * state, *h = h_before + 4 * state;
         #pragma omp simd
         for (int j = 0; j < lanes; j++) {
-            float delta = dt_i[j], v = u_i[j], x = delta * v, dy_j = dy_i[j], dx = 0.0f, dexponent = 0.0f;
+            float delta = dt[j], v = u[j], x = delta * v, dy_j = dy[j], dx = 0.0f, dexponent = 0.0f;
             UNROLL
             for (int n = 0; n < N; n++) {
                 int nj = n * SCAN_LANES + j;
-                float g = passed[nj] + dy_j * C_i[n];
+                float g = passed[nj] + dy_j * Ct[n];
                 dC[nj] = first ? dy_j * h[nj] : dC[nj] + dy_j * h[nj];
                 dB[nj] = first ? g * x : dB[nj] + g * x;
-                dx += g * B_i[n];
+                dx += g * Bt[n];
                 float g_before = g * e[nj], q = g_before * h_before[nj];
                 passed[nj] = g_before;
                 dexponent += q * a[nj];
                 dA[nj] += q * delta;
             }
-            du_i[j] = dx * delta + dy_j * skip[j];
-            ddt_i[j] = dx * v + dexponent * LN_2;   // a = A log2(e) = A / ln(2)
+            du[j] = dx * delta + dy_j * skip[j];
+            ddt[j] = dx * v + dexponent * LN_2;  // a = A log2(e) = A / ln(2)
             dskip[j] += dy_j * v;
         }
     }
 }
 
-// du, ddt, dy, u, dt (B,L,D); dBt, dCt (B,L,lddbc) of which N columns are written; Bt, Ct (B,L,ldbc); dA_log, A_log (D,N); dD_skip, D_skip (D);
-// states from forward.
-// A task is one clip and one of up to four fixed spans of channels (of two blocks or more: every span costs sums of its own), whatever the
-// number of threads. It sums dBt and dCt over its own channels, first lane by lane over its blocks, then over the 16 lanes. The spans' sums, and the clips' dA and dD_skip, are added in fixed order at the end.
-static void selective_scan_backward(float *du, float *ddt, float *dBt, float *dCt, int lddbc, float *dA_log, float *dD_skip, const float *dy,
-                             const float *u, const float *dt, const float *Bt, const float *Ct, int ldbc, const float *A_log,
-                             const float *D_skip, const float *states, int order, int B, int T, int P, int D, int N) {
-    int chunks = scan_chunks(T, P), blocks = scan_blocks(D), spans = blocks < 4 ? 1 : blocks < 2 * SCAN_SPANS ? blocks / 2 : SCAN_SPANS;
-    size_t L = (size_t)T * P, state = (size_t)N * SCAN_LANES, pair = (size_t)2 * N;
-    size_t all_states = (size_t)B * blocks * state, all_lanes = (size_t)B * blocks * SCAN_LANES;
-    float *a = scan_rates(A_log, D, N);
-    float *passed = (float *)malloc_check((2 * all_states + all_lanes) * sizeof(float));   // (B,blocks,N,16)
-    float *dA = passed + all_states, *dskip = dA + all_states;                            // (B,blocks,N,16), (B,blocks,16)
-    float *partial = (float *)malloc_check(B * spans * L * pair * sizeof(float));          // (B,spans,L,2N): dBt and dCt of a row side by side
-    memset(passed, 0, (2 * all_states + all_lanes) * sizeof(float));
+// du, ddt, dy as u; dBt, dCt (B, L, lddbc), of which N columns are written; dA_log, dD_skip as A_log, D_skip
+// A task is one clip and one of up to four fixed spans of channels. It sums dBt and dCt over its own channels, first lane by
+// lane, then over the 16 lanes. The spans' sums, and the clips' dA and dD_skip, are added in fixed order at the end.
+static void selective_scan_backward(float *du, float *ddt, float *dBt, float *dCt, int lddbc, float *dA_log, float *dD_skip,
+                                    const float *dy, const float *u, const float *dt, const float *Bt, const float *Ct,
+                                    int ldbc, const float *A_log, const float *D_skip, const float *states, int order,
+                                    int B, int T, int P, int D, int N) {
+    int L = T * P, chunks = ceil_div(L, SCAN_CHUNK), blocks = ceil_div(D, SCAN_LANES);
+    int spans = max_int(1, min_int(blocks / 2, SCAN_SPANS));
+    size_t state = (size_t)N * SCAN_LANES, carried = 2 * state + SCAN_LANES, pair = (size_t)2 * N;
+    Scan p = scan_begin(u, dt, Bt, Ct, ldbc, A_log, D_skip, order, T, P, D, N);
+    float *carry = (float *)calloc_check((size_t)B * blocks * carried, sizeof(float));
+    float *partial = malloc_floats((size_t)B * L * spans * pair);  // (B, L, spans, 2N): dBt and dCt of a row side by side
+    p.dy = dy, p.du = du, p.ddt = ddt;
     #pragma omp parallel
     {
-        ScanBlock k;
-        memset(&k, 0, sizeof(k));
-        k.D = D;
-        k.ldbc = ldbc;
-        k.work = (float *)malloc_check((SCAN_CHUNK + 1) * 4 * state * sizeof(float));
+        float *work = malloc_floats((SCAN_CHUNK + 1) * 4 * state);
         for (int c = chunks - 1; c >= 0; c--) {
-            scan_chunk_rows(&k, c, -1, order, T, P);
             #pragma omp for schedule(static) nowait
             for (int task = 0; task < B * spans; task++) {
-                int b = task / spans, span = task % spans, block0 = blocks * span / spans, block1 = blocks * (span + 1) / spans;
-                for (int block = block0; block < block1; block++) {
-                    int d = block * SCAN_LANES, lanes = D - d < SCAN_LANES ? D - d : SCAN_LANES;
-                    size_t at = b * L * D + d, at_bc = b * L * ldbc, at_block = (size_t)b * blocks + block;
-                    k.u = u + at;
-                    k.dt = dt + at;
-                    k.dy = dy + at;
-                    k.du = du + at;
-                    k.ddt = ddt + at;
-                    k.Bt = Bt + at_bc;
-                    k.Ct = Ct + at_bc;
-                    k.skip = D_skip + d;
-                    k.a = a + block * state;
-                    k.checkpoint = states + (((size_t)b * chunks + c) * blocks + block) * state;
-                    k.passed = passed + at_block * state;
-                    k.dA = dA + at_block * state;
-                    k.dskip = dskip + at_block * SCAN_LANES;
-                    if (N == 16 && lanes == SCAN_LANES && block == block0) {
-                        scan_backward_block(&k, 16, SCAN_LANES, 1);
-                    } else if (N == 16 && lanes == SCAN_LANES) {
-                        scan_backward_block(&k, 16, SCAN_LANES, 0);
-                    } else {
-                        scan_backward_block(&k, N, lanes, block == block0);
-                    }
+                int b = task / spans, span = task % spans, first = blocks * span / spans, last = blocks * (span + 1) / spans;
+                int s0 = c * SCAN_CHUNK, s1 = min_int(s0 + SCAN_CHUNK, L);
+                for (int block = first; block < last; block++) {
+                    int d = block * SCAN_LANES, lanes = min_int(SCAN_LANES, D - d), whole = N == 16 && lanes == SCAN_LANES;
+                    const float *h = states + (((size_t)b * chunks + c) * blocks + block) * state;
+                    float *k = carry + ((size_t)b * blocks + block) * carried;
+                    if (whole && block == first) scan_backward_block(&p, k, work, h, b, d, s0, s1, 16, SCAN_LANES, 1);
+                    else if (whole) scan_backward_block(&p, k, work, h, b, d, s0, s1, 16, SCAN_LANES, 0);
+                    else scan_backward_block(&p, k, work, h, b, d, s0, s1, N, lanes, block == first);
                 }
                 // 2N sums over 16 lanes, by adding neighbours four times: 32 N numbers become 16 N, 8 N, 4 N, 2 N
-                for (int i = 0; i < k.count; i++) {
-                    float *v = k.work + (i * 4 + 2) * state;
-                    for (size_t left = pair * SCAN_LANES / 2; left >= pair; left /= 2) {
+                for (int s = s0; s < s1; s++) {
+                    float *v = work + ((s - s0) * 4 + 2) * state;
+                    for (size_t left = pair * SCAN_LANES / 2; left >= pair; left /= 2)
                         #pragma omp simd
-                        for (size_t m = 0; m < left; m++) { v[m] = v[2 * m] + v[2 * m + 1]; }
-                    }
-                    memcpy(partial + (task * L + k.row[i]) * pair, v, pair * sizeof(float));
+                        for (size_t m = 0; m < left; m++) v[m] = v[2 * m] + v[2 * m + 1];
+                    memcpy(partial + (clip_row(&p, b, s) * spans + span) * pair, v, pair * sizeof(float));
                 }
             }
         }
-        free(k.work);
+        free(work);
     }
     #pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < (int64_t)(B * L); r++) {
-        const float *sum_r = partial + (r / L * spans * L + r % L) * pair;
+    for (int r = 0; r < B * L; r++)
         for (int n = 0; n < N; n++) {
+            const float *from = partial + (size_t)r * spans * pair + n;
             float sum_B = 0.0f, sum_C = 0.0f;
-            for (int span = 0; span < spans; span++) {
-                sum_B += sum_r[span * L * pair + n];
-                sum_C += sum_r[span * L * pair + N + n];
-            }
+            for (int span = 0; span < spans; span++) sum_B += from[span * pair], sum_C += from[span * pair + N];
             dBt[(size_t)r * lddbc + n] = sum_B;
             dCt[(size_t)r * lddbc + n] = sum_C;
         }
-    }
-    for (int d = 0; d < D; d++) {
-        size_t block = (size_t)d / SCAN_LANES, j = (size_t)d % SCAN_LANES;
+    for (int d = 0; d < D; d++)
         for (int b = 0; b < B; b++) {
-            size_t at_block = (size_t)b * blocks + block;
-            dD_skip[d] += dskip[at_block * SCAN_LANES + j];
-            for (int n = 0; n < N; n++) {
-                float A = a[(block * N + n) * SCAN_LANES + j] * LN_2;
-                dA_log[(size_t)d * N + n] += dA[(at_block * N + n) * SCAN_LANES + j] * A;
-            }
+            const float *dA = carry + ((size_t)b * blocks + d / SCAN_LANES) * carried + state + d % SCAN_LANES;
+            for (int n = 0; n < N; n++) dA_log[(size_t)d * N + n] += dA[n * SCAN_LANES] * (p.a[rate_at(d, n, N)] * LN_2);
+            dD_skip[d] += dA[state];
         }
-    }
     free(partial);
-    free(passed);
-    free(a);
+    free(carry);
+    free(p.row);
+    free(p.a);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -1661,7 +1530,7 @@ typedef struct {
 } Tensor;
 
 typedef struct { size_t weight, bias; } Layer;  // offsets of a layer's two tensors
-typedef struct { size_t A_log, D, x_proj; Layer conv, dt_proj; } Scan;  // the tensors of one direction of ST-Mamba
+typedef struct { size_t A_log, D, x_proj; Layer conv, dt_proj; } Direction;  // the tensors of one direction of ST-Mamba
 
 // A stage is a patch embedding and a list of sublayers x = x + F(LN(x)). F is one of:
 enum { ATTENTION, MIX_FFN, ST_MAMBA, DSF };
@@ -1672,7 +1541,7 @@ typedef struct {
     Layer query, key, value, sr, sr_norm, proj;  // ATTENTION
     Layer fc1, dwconv, fc2;                      // MIX_FFN, DSF
     size_t in_proj, out_proj;                    // ST_MAMBA
-    Scan scan[3];
+    Direction scan[3];
     // kept by forward for backward (in evaluation they live in scratch memory, for the length of the sublayer only)
     float *x, *mean, *rstd, *drop;               // input (rows, C), its layer norm's statistics, drop path's factors
     float *q, *sr_out, *sr_mean, *sr_rstd, *kv, *k, *v, *att;
@@ -1790,7 +1659,7 @@ static void add_mamba_layer(Model *m, Sublayer *mamba, Sublayer *dsf, int i, int
     }
     mamba->in_proj = add_tensor(m, INIT_NORMAL, 0.02, prefix, "mamba.in_proj", ".weight", 2, 2 * D, C, 0, 0, 0);
     for (int g = 0; g < 3; g++) {
-        Scan *scan = &mamba->scan[g];
+        Direction *scan = &mamba->scan[g];
         if (!has_scan(c, g)) continue;
         snprintf(name, sizeof name, "mamba.conv1d%s", SUFFIX[g]);
         scan->conv = add_layer(m, INIT_UNIFORM, prefix, name, 3, D, 1, c->d_conv);
@@ -1982,7 +1851,7 @@ static void ffn_backward(Model *m, const Stage *st, Sublayer *f, float *dinp, co
 
 // a (rows, D) and dt (rows, D) of direction g; x_dbl must hold W_x a unless it is to be computed here
 static void scan_inputs(Model *m, const Stage *st, Sublayer *s, int g, float *a, float *dt, int compute_x_dbl) {
-    const Config *c = &m->config; const Scan *p = &s->scan[g];
+    const Config *c = &m->config; const Direction *p = &s->scan[g];
     int D = c->expand * st->C, R = dt_rank(st->C), rows = m->B * m->T * st->P, ld = R + 2 * c->d_state;
     const float *w = m->params;
     conv1d_silu_forward(a, s->xz, 2 * D, w + p->conv.weight, w + p->conv.bias, g, m->B, m->T, st->P, D, c->d_conv);
@@ -2057,7 +1926,7 @@ static void st_mamba_backward(Model *m, const Stage *st, Sublayer *s, float *din
     gate_backward(dy, dxz, dy, s->y, s->xz, scale, rows, D);
     for (int g = 0; g < 3; g++) {
         if (!has_scan(c, g)) continue;
-        const Scan *p = &s->scan[g]; const float *Bt = s->x_dbl[g] + R, *Ct = Bt + N;
+        const Direction *p = &s->scan[g]; const float *Bt = s->x_dbl[g] + R, *Ct = Bt + N;
         scan_inputs(m, st, s, g, a, dt, 0);
         selective_scan_backward(da, ddt, dx_dbl + R, dx_dbl + R + N, ld, dw + p->A_log, dw + p->D, dy, a, dt, Bt, Ct, ld,
                                 w + p->A_log, w + p->D, s->states[g], g, m->B, m->T, st->P, D, N);

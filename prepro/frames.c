@@ -153,7 +153,7 @@ static void parse_options(Options *options, int argc, char **argv) {
         }
     }
     if (options->help) { return; }
-    if (!options->out) { fatal("--out is missing; give the name of the shard to write (see --help)"); }
+    if (!options->out || !options->out[0]) { fatal("--out is missing; give the name of the shard to write (see --help)"); }
     if (options->raw[0] && options->folders) { fatal("%s: a folder together with --raw; give one of the two", options->folder[0]); }
     if (!options->raw[0] && !options->folders) { fatal("no folder of images and no --raw; give one of the two (see --help)"); }
 }

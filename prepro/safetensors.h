@@ -542,6 +542,8 @@ static inline int safetensors_write(const char *path, const SafeTensorOut *tenso
         for (int d = 0; d < tensors[i].ndim; d++) bytes *= (uint64_t)tensors[i].shape[d];
         if (bytes != (uint64_t)tensors[i].nbytes) return safetensors_fail(path, err, errlen, "shape and size of %.100s disagree", tensors[i].name);
     }
+    struct stat st;                                                 // the rename below must not replace a device or a folder
+    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) return safetensors_fail(path, err, errlen, "exists and is not a file; choose another name");
     size_t tmp_bytes = strlen(path) + 5;
     char *tmp = (char *)malloc(tmp_bytes);
     if (!tmp) return safetensors_fail(path, err, errlen, "out of memory");
