@@ -3,6 +3,9 @@
 #ifndef VIVIM_DOUBLE_H
 #define VIVIM_DOUBLE_H
 #include <math.h>
+#ifdef __clang__
+#pragma clang diagnostic ignored "-Wkeyword-macro"  // that is the point
+#endif
 #define float double
 #define expf exp
 #define logf log
