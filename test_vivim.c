@@ -1876,6 +1876,32 @@ static void test_resize(Test *t, const void *row) {
     safetensors_close(&st);
 }
 
+static void test_enhance(Test *t, const void *row) {
+    char path[1024], err[512], what[160];
+    SafeTensors st;
+    (void)row;
+    snprintf(path, sizeof path, "%s/enhance.safetensors", t->golden);
+    if (safetensors_open(&st, path, err, sizeof err) != 0) {
+        snprintf(t->skipped, sizeof t->skipped, "%.200s", err);
+        return;
+    }
+    const SafeTensor *rgb = safetensors_find(&st, "rgb"), *factors = safetensors_find(&st, "factors"), *golden = safetensors_find(&st, "out");
+    expect(t, rgb && factors && golden && golden->numel == rgb->numel * (factors->numel / 4), "the file has its three tensors");
+    if (t->failures) return;
+    uint8_t *image = (uint8_t *)malloc(2 * rgb->numel);
+    if (!image) exit(1);
+    for (size_t i = 0; i < factors->numel / 4; i++) {
+        float f[4];
+        for (size_t k = 0; k < 4; k++) f[k] = (float)safetensors_value(factors, 4 * i + k);
+        memcpy(image, rgb->data, rgb->numel);
+        enhance(image, image + rgb->numel, (int)rgb->shape[0], (int)rgb->shape[1], f[0], f[1], f[2], f[3]);
+        snprintf(what, sizeof what, "factors %g %g %g %g: equal to Pillow", (double)f[0], (double)f[1], (double)f[2], (double)f[3]);
+        expect(t, memcmp(image, golden->data + i * rgb->numel, rgb->numel) == 0, what);
+    }
+    free(image);
+    safetensors_close(&st);
+}
+
 static int read_file(const char *path, unsigned char **bytes, size_t *size) {
     FILE *f = fopen(path, "rb");
     *bytes = NULL;
@@ -2075,6 +2101,7 @@ static int all_tests(TestCase *tests) {
     n = add_test(tests, n, "safetensors", "", test_safetensors, NULL);
     n = add_test(tests, n, "shard", "", test_shard, NULL);
     n = add_test(tests, n, "resize", "", test_resize, NULL);
+    n = add_test(tests, n, "enhance", "", test_enhance, NULL);
     n = add_test(tests, n, "elementary", "", test_elementary, NULL);
     n = add_test(tests, n, "op.", "matmul", test_matmul, NULL);
     for (int i = 0; i < OP_ROW_COUNT; i++) {

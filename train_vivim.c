@@ -58,6 +58,7 @@ CONVENTIONS
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#include "prepro/enhance.h"
 #include "prepro/overlay.h"
 #include "prepro/png.h"
 #include "prepro/safetensors.h"
@@ -2267,32 +2268,6 @@ static void checkpoint_load(Model *m, const char *path) {
 
 static const float IMAGE_MEAN[3] = {0.485f, 0.456f, 0.406f}, IMAGE_STD[3] = {0.229f, 0.224f, 0.225f};
 
-static uint8_t clamp_u8(float v) { return v <= 0.0f ? 0 : v >= 255.0f ? 255 : (uint8_t)v; }  // truncates, as PIL does
-static uint8_t luma_u8(const uint8_t *p) { return (uint8_t)((p[0] * 19595 + p[1] * 38470 + p[2] * 7471 + 0x8000) >> 16); }
-
-// PIL's ImageEnhance, one after the other, in place: each mixes the image with a duller version of itself by a factor (1
-// leaves it, 0 gives the dull one, above 1 exaggerates). rgb and tmp (H, W, 3).
-static void colour_jitter(uint8_t *rgb, uint8_t *tmp, int H, int W, float brightness, float contrast, float saturation,
-                          float sharpness) {
-    size_t n = (size_t)H * W; double grey_sum = 0.0;
-    for (size_t i = 0; i < 3 * n; i++) rgb[i] = clamp_u8(brightness * rgb[i]);
-    for (size_t i = 0; i < n; i++) grey_sum += luma_u8(rgb + 3 * i);
-    float grey = (float)(int)(grey_sum / (double)n + 0.5);
-    for (size_t i = 0; i < 3 * n; i++) rgb[i] = clamp_u8(grey + contrast * (rgb[i] - grey));
-    for (size_t i = 0; i < n; i++) {
-        float l = luma_u8(rgb + 3 * i);
-        for (int c = 0; c < 3; c++) rgb[3 * i + c] = clamp_u8(l + saturation * (rgb[3 * i + c] - l));
-    }
-    memcpy(tmp, rgb, 3 * n);
-    for (int y = 1; y + 1 < H; y++)  // the dull version is smoothed by [1 1 1; 1 5 1; 1 1 1]/13; the border stays as it is
-        for (int x = 3; x < 3 * (W - 1); x++) {
-            const uint8_t *p = tmp + (size_t)y * 3 * W + x, *up = p - 3 * W, *down = p + 3 * W;
-            int sum = up[-3] + up[0] + up[3] + p[-3] + 5 * p[0] + p[3] + down[-3] + down[0] + down[3];
-            float smooth = (float)((2 * sum + 13) / 26);
-            rgb[(size_t)y * 3 * W + x] = clamp_u8(smooth + sharpness * (p[0] - smooth));
-        }
-}
-
 typedef struct { int flip, jitter; } Augment;  // which augmentations training uses
 
 // One frame of a batch: input (H, W, 3) normalised, mask (H, W) in [0, 1] or NULL; buffer (2, H, W, 3) for the jitter. The
@@ -2310,7 +2285,7 @@ static void load_frame(float *input, float *mask, uint8_t *buffer, const Shard *
         for (uint64_t i = 0; i < 4; i++)
             factor[i] = 0.1f * (float)(i < 2 ? 5 + rng_u32(frame_key, i) % 11 : rng_u32(frame_key, i) % (i == 2 ? 21 : 31));
         memcpy(buffer, rgb, 3 * n);
-        colour_jitter(buffer, buffer + 3 * n, H, W, factor[0], factor[1], factor[2], factor[3]);
+        enhance(buffer, buffer + 3 * n, H, W, factor[0], factor[1], factor[2], factor[3]);
         rgb = buffer;
     }
     for (int y = 0; y < H; y++)
