@@ -155,7 +155,7 @@ static void arena_free(Arena *arena) {
 static void arena_reserve(Arena *arena, size_t size) {
     if (arena->base == NULL || arena->size < size) {
         void *base = NULL; arena_free(arena);
-        size = (size + 2097151) / 2097152 * 2097152;
+        size = (size + 2097151) / 2097152 * 2097152;  // 2 MiB: a huge page
         if (posix_memalign(&base, 2097152, size) != 0) out_of_memory((double)size);
 #ifdef MADV_HUGEPAGE
         madvise(base, size, MADV_HUGEPAGE);  // fewer TLB misses: 5-20 % on the memory-bound layers
@@ -163,7 +163,7 @@ static void arena_reserve(Arena *arena, size_t size) {
         arena->base = (char *)base, arena->size = size;
     }
     ASAN_UNPOISON_MEMORY_REGION(arena->base, arena->size);
-    arena->used = 0;
+    arena->used = arena->peak = 0;
 }
 
 // Sums over many rows (tokens) are made in SLICES fixed slices, each by one thread into numbers of its own, and the slices
@@ -208,7 +208,7 @@ static inline float exp2_simd(float x) {
 }
 
 // e^x = 2^k e^f with f = x - k ln 2, ln 2 in two parts so that f keeps all its digits. x is held within +-60, beyond which
-// sigmoid, softmax, softplus and the normal density are constant in float32: no overflow, and no (slow) denormals.
+// sigmoid, softmax, softplus and the normal density are within 1e-26 of their limits: no overflow, no (slow) denormals.
 static inline float exp_simd(float x) {
     union { float f; uint32_t bits; } shifted, power;
     x = x < -60.0f ? -60.0f : x;
@@ -255,7 +255,9 @@ static inline float softplus_simd(float x) {
 }
 static inline float gelu_simd(float x) { return x * normal_cdf_simd(x); }
 // d gelu / dx = cdf(x) + x pdf(x)
-static inline float gelu_grad_simd(float x) { return normal_cdf_simd(x) + x * 0.39894228f * exp_simd(-0.5f * x * x); }
+static inline float gelu_grad_simd(float x) {
+    return normal_cdf_simd(x) + x * 0.39894228f * exp_simd(-0.5f * x * x);  // 1/sqrt(2 pi)
+}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // 3 COUNTER-BASED RANDOM NUMBERS
@@ -272,7 +274,9 @@ static uint64_t mix64(uint64_t x) {  // the finaliser of splitmix64: every input
     return x ^ (x >> 31);
 }
 
-static uint64_t rng_key(uint64_t seed, int stream, uint64_t step) { return mix64(mix64(seed + (uint64_t)stream) ^ step); }
+static uint64_t rng_key(uint64_t seed, int stream, uint64_t step) {
+    return mix64(mix64(mix64(seed) + (uint64_t)stream) ^ step);
+}
 
 // the i-th number of a key: 32 random bits from two rounds of 32-bit mixing (cheap to vectorise)
 static inline uint32_t rng_u32(uint64_t key, uint64_t i) {
@@ -1037,7 +1041,7 @@ static Scan scan_begin(const float *u, const float *dt, const float *Bt, const f
     for (int s = 0; s < p.L; s++) p.row[s] = (int)scan_row(order, s, T, P);
     #pragma omp parallel for schedule(static)
     for (int d = 0; d < D; d++)
-        for (int n = 0; n < N; n++) p.a[rate_at(d, n, N)] = -LOG2_E * exp2_simd(LOG2_E * A_log[(size_t)d * N + n]);
+        for (int n = 0; n < N; n++) p.a[rate_at(d, n, N)] = -LOG2_E * exp_simd(A_log[(size_t)d * N + n]);
     return p;
 }
 
@@ -1423,7 +1427,7 @@ enum { POOL = 31 };
 // weight (H, W) of one frame, by running sums along columns, then along rows
 static void segloss_weight(float *weight, const float *mask, int H, int W) {
     double *column = (double *)calloc_check((size_t)W, sizeof(double));  // sums of mask over the window's rows
-    for (int y = -POOL / 2; y < H; y++) {
+    for (int y = -POOL / 2; y < H; y++) {  // rows -15 .. -1 only fill the window
         double sum = 0.0; int enters = y + POOL / 2, leaves = y - POOL / 2 - 1;
         for (int x = 0; x < W; x++) {
             if (enters < H) column[x] += (double)mask[(size_t)enters * W + x];
@@ -1545,7 +1549,7 @@ typedef struct {
     Direction scan[3];
     // kept by forward for backward (in evaluation they live in scratch memory, for the length of the sublayer only)
     float *x, *mean, *rstd, *drop;               // input (rows, C), its layer norm's statistics, drop path's factors
-    float *q, *sr_out, *sr_mean, *sr_rstd, *kv, *k, *v, *att;
+    float *q, *att, *sr_out, *sr_mean, *sr_rstd, *kv, *k, *v;  // (rows, C); on the reduced grid (rows_k, C) and (rows_k)
     float *h1, *h2;                              // (rows, 4C) before and after the depthwise convolution
     float *xz, *y, *x_dbl[3], *states[3];        // (rows, 2D), sum of the scans (rows, D), (rows, R + 2N), checkpoints
 } Sublayer;
@@ -1575,7 +1579,8 @@ typedef struct {
     Layer batch_norm;
     // the plan: sizes of a batch and what to compute
     int B, T, H, W, training, all_frames;  // all_frames: logits of every frame, else of the target frames T/2 only
-    int planning;                          // the planning pass takes memory and computes nothing
+    int planning;                          // the planning pass takes memory (all pointers are NULL) and computes nothing
+    size_t kept_planned, scratch_planned;  // bytes that it found
     Arena kept, scratch;                   // what backward needs; what lives inside one function
     float *folded[4], *folded_bias;        // (E, C_i), (E): decoder matrices of this step
     float *map, *bn_mean, *bn_rstd, *bn_scale, *bn_shift;  // (B*T*P, E), (E)
@@ -1610,7 +1615,7 @@ static Layer add_norm(Model *m, const char *prefix, const char *name, int C) {
 }
 
 // A linear layer (ndim 2) or a convolution (ndim 3, 4, 5; kernel k in every axis). INIT_NORMAL: SegFormer's, normal(0, 0.02)
-// and bias 0. INIT_UNIFORM: PyTorch's default for convolutions, both uniform within 1/sqrt(fan_in).
+// and bias 0. INIT_UNIFORM: PyTorch's default for convolutions, both uniform within 1/sqrt(fan_in). (A linear layer has no k.)
 static Layer add_layer(Model *m, int init, const char *prefix, const char *name, int ndim, int out, int in, int k) {
     int normal = init == INIT_NORMAL, bias_init = normal ? INIT_CONSTANT : init;
     double bound = 1.0 / sqrt(in * pow(k, ndim - 2));
@@ -1746,6 +1751,7 @@ static void model_free(Model *m) {
 
 // Every sublayer's F below has the same shape: forward(m, st, s, out, inp), backward(m, st, s, dinp, dout, inp), all (rows,
 // C) with rows = B*T*P, inp the layer norm's output. It takes all its memory first; the planning pass ends there.
+// And it resets scratch.used at once, though it goes on using the memory: nobody else takes any before it returns.
 
 // n floats that backward needs: in training from m->kept, in evaluation from m->scratch, back when the sublayer is done
 static float *keep(Model *m, size_t n) { return arena_take(m->training ? &m->kept : &m->scratch, n); }
@@ -1947,19 +1953,26 @@ static void st_mamba_backward(Model *m, const Stage *st, Sublayer *s, float *din
     matmul_backward(dinp, dw + s->in_proj, NULL, dxz, inp, w + s->in_proj, rows, 2 * D, C);
 }
 
+// Drop path's probability in this sublayer: 0.1 j/(J-1) for SegFormer block j of J, in training only
+static float drop_probability(const Model *m, const Sublayer *s) {
+    int segformer = s->kind == ATTENTION || s->kind == MIX_FFN;
+    return m->training && segformer ? m->drop_path * (float)s->drop_index / (float)max_int(1, m->num_blocks - 1) : 0.0f;
+}
+
 // ---- One sublayer: out = x + drop * F(LN(x)). In training x is kept and out is new; in evaluation out replaces x. Returns
 // out. Drop path (stochastic depth): SegFormer block j of J drops its branch for a whole frame with probability 0.1 j/(J-1)
 // and scales the kept ones up.
 static float *sublayer_forward(Model *m, const Stage *st, Sublayer *s, float *x) {
-    int C = st->C, frames = m->B * m->T, rows = frames * st->P, segformer = s->kind == ATTENTION || s->kind == MIX_FFN;
+    int C = st->C, frames = m->B * m->T, rows = frames * st->P;
     size_t mark = m->scratch.used, n = (size_t)rows * C;
-    float p = segformer ? m->drop_path * (float)s->drop_index / (float)max_int(1, m->num_blocks - 1) : 0.0f;
+    float p = drop_probability(m, s);
     s->x = x;
     s->mean = keep(m, (size_t)rows), s->rstd = keep(m, (size_t)rows);
-    s->drop = m->training && p > 0.0f ? keep(m, (size_t)frames) : NULL;
+    s->drop = p > 0.0f ? keep(m, (size_t)frames) : NULL;
     float *out = m->training ? keep(m, n) : x, *ln = scratch(m, n), *branch = scratch(m, n);
     if (!m->planning) {
-        uint64_t key = rng_key(m->seed, RNG_DROP_PATH, (uint64_t)m->step), first = (uint64_t)(s - m->sublayers) * 65536u;
+        uint64_t key = rng_key(m->seed, RNG_DROP_PATH, (uint64_t)m->step);
+        uint64_t first = (uint64_t)(s - m->sublayers) << 16;  // numbers for 65536 frames a sublayer
         for (int f = 0; f < frames && s->drop; f++) s->drop[f] = dropout_factor(key, first + (uint64_t)f, p);
         norm_forward(m, ln, s->mean, s->rstd, x, s->norm, rows, C);
     }
@@ -1975,7 +1988,7 @@ static float *sublayer_forward(Model *m, const Stage *st, Sublayer *s, float *x)
 static void sublayer_backward(Model *m, const Stage *st, Sublayer *s, float *dx) {
     int C = st->C, frames = m->B * m->T, rows = frames * st->P;
     size_t mark = m->scratch.used, n = (size_t)rows * C;
-    float *ln = scratch(m, n), *dln = scratch(m, n), *dbranch = s->drop ? scratch(m, n) : dx;
+    float *ln = scratch(m, n), *dln = scratch(m, n), *dbranch = drop_probability(m, s) > 0.0f ? scratch(m, n) : dx;
     if (!m->planning) {
         if (s->drop) residual(dbranch, NULL, dx, s->drop, frames, (size_t)st->P * C);
         norm_forward(m, ln, s->mean, s->rstd, s->x, s->norm, rows, C);  // again: cheaper than keeping it
@@ -2010,14 +2023,14 @@ static void decoder_fold(Model *m) {
 static void decoder_map(Model *m, float *map, int f, int n) {
     int E = m->config.decoder_dim, H = m->stages[0].H, W = m->stages[0].W;
     size_t mark = m->scratch.used;
-    float *low[4] = {map, NULL, NULL, NULL};  // stage 1 needs no upsampling: it starts the sum
-    for (int i = 1; i < 4; i++) low[i] = scratch(m, (size_t)n * m->stages[i].P * E);
+    float *part[4] = {map, NULL, NULL, NULL};  // stage 1 needs no upsampling: it starts the sum
+    for (int i = 1; i < 4; i++) part[i] = scratch(m, (size_t)n * m->stages[i].P * E);
     m->scratch.used = mark;
     if (m->planning) return;
     for (int i = 0; i < 4; i++) {
         const Stage *st = &m->stages[i];
         const float *inp = st->out + (size_t)f * st->P * st->C;
-        matmul_forward(low[i], inp, m->folded[i], i == 0 ? m->folded_bias : NULL, n * st->P, E, st->C);
+        matmul_forward(part[i], inp, m->folded[i], i == 0 ? m->folded_bias : NULL, n * st->P, E, st->C);
     }
     #pragma omp parallel
     {
@@ -2026,7 +2039,7 @@ static void decoder_map(Model *m, float *map, int f, int n) {
         for (int row = 0; row < n * H; row++)
             for (int i = 1; i < 4; i++) {
                 const Stage *st = &m->stages[i];
-                const float *from = low[i] + (size_t)(row / H) * st->P * E;
+                const float *from = part[i] + (size_t)(row / H) * st->P * E;
                 bilinear_row(map + (size_t)row * W * E, tmp, from, st->H, st->W, H, W, E, row % H, 1);
             }
         free(tmp);
@@ -2052,7 +2065,7 @@ static void decoder_forward(Model *m) {
     if (!m->planning) decoder_fold(m);
     if (m->training) decoder_map(m, m->map, 0, frames);
     if (!m->planning && m->training) {  // statistics of all frames, though only target frames are supervised
-        batchnorm_statistics(m->bn_mean, m->bn_rstd, m->map, rows, E);  // the variance first, below its root's inverse
+        batchnorm_statistics(m->bn_mean, m->bn_rstd, m->map, rows, E);  // bn_rstd holds the variance until the loop below
         m->batches_tracked++;
     }
     for (int e = 0; e < E && !m->planning; e++) {
@@ -2180,7 +2193,7 @@ static void model_plan(Model *m, int B, int T, int H, int W, int training, int a
     if (training) model_backward(m, NULL, NULL, NULL);
     m->planning = 0;
     size_t kept_size = m->kept.peak, scratch_size = m->scratch.peak;
-    m->kept = kept, m->scratch = scratch_arena;
+    m->kept = kept, m->scratch = scratch_arena, m->kept_planned = kept_size, m->scratch_planned = scratch_size;
     if (verbose)
         printf("memory: parameters %.1f MiB%s, activations %.1f MiB, scratch %.1f MiB\n",
                (double)(m->num_params * sizeof(float)) / MiB,
@@ -2196,7 +2209,7 @@ static void model_plan(Model *m, int B, int T, int H, int W, int training, int a
 
 static void model_zero_grad(Model *m) { memset(m->grads, 0, sizeof(float) * m->num_params); }
 
-// One Adam step with the learning rate lr; the paper's betas and epsilon
+// One Adam step with the learning rate lr; PyTorch's default betas and epsilon
 static void model_update(Model *m, double lr) {
     m->step++;
     adam_update(m->params, m->grads, m->adam_m, m->adam_v, m->num_params, lr, 0.9, 0.999, 1e-8, m->step);
@@ -2210,13 +2223,15 @@ static void model_update(Model *m, double lr) {
 
 static const char *const TRACKED = "decoder.batch_norm.num_batches_tracked";  // PyTorch's counter: a scalar, no dimensions
 
+// epoch: finished epochs; dice: these weights' validation Dice, negative if not validated
 static void checkpoint_save(const Model *m, const char *path, int epoch, double dice) {
     char err[4608], epoch_text[16], dice_text[32];
     const char *keys[] = {"format", "config", "scans", "epoch", "val_dice"};
     const char *values[] = {"pt", m->config.name, m->config.scans, epoch_text, dice_text};
     SafeTensorOut *out = (SafeTensorOut *)calloc_check((size_t)m->num_tensors + 1, sizeof(SafeTensorOut));
     SafeTensorOut *tracked = &out[m->num_tensors];
-    snprintf(epoch_text, sizeof epoch_text, "%d", epoch); snprintf(dice_text, sizeof dice_text, "%.6f", dice);
+    snprintf(epoch_text, sizeof epoch_text, "%d", epoch);
+    snprintf(dice_text, sizeof dice_text, dice < 0 ? "not validated" : "%.6f", dice);
     for (int i = 0; i < m->num_tensors; i++) {
         const Tensor *t = &m->tensors[i];
         out[i].name = t->name, out[i].dtype = "F32", out[i].ndim = t->ndim;
@@ -2395,8 +2410,8 @@ static const Option OPTIONS[] = {
     {"size", "0", "height and width the frames must have; 0: whatever the shard has", 'i', 0, 16384, FIELD(size)},
     {"frames", "5", "frames of a clip (T); the middle one is the target", 'i', 1, 4096, FIELD(frames)},
     {"batch", "4", "clips of a batch", 'i', 1, 4096, FIELD(batch)},
-    {"epochs", "12", "passes over the training shard", 'i', 1, 100000, FIELD(epochs)},
-    {"lr", "0.002", "Adam's learning rate; falls to 1 % along a cosine", 'd', 1e-9, 1, FIELD(lr)},
+    {"epochs", "12", "passes over the training shard (a last, incomplete batch is left out)", 'i', 1, 100000, FIELD(epochs)},
+    {"lr", "0.002", "Adam's learning rate; falls towards 1 % along a cosine, epoch by epoch", 'd', 1e-9, 1, FIELD(lr)},
     {"bce", "plain", "cross-entropy of the loss: plain (mean over pixels) or weighted (near edges)", 's', 0, 0, FIELD(bce)},
     {"dt-init", "mamba", "initial step sizes of the scans: mamba or vivim (the released code's)", 's', 0, 0, FIELD(dt_init)},
     {"drop-path", "0.1", "highest probability to drop a SegFormer branch", 'd', 0, 0.9, FIELD(drop_path)},
@@ -2571,7 +2586,7 @@ static void write_pictures(Model *m, const Shard *shard, int T, const char *path
     batch_free(&batch); free(masks);
 }
 
-// Cosine from lr at epoch 0 to 1 % of it at the last one
+// CosineAnnealingLR with T_max = epochs, eta_min = lr/100: lr at epoch 0; 1 % of it would come at epoch number `epochs`
 static double cosine_lr(double lr, int epoch, int epochs) {
     return 0.01 * lr + 0.99 * lr * 0.5 * (1.0 + cos(3.14159265358979323846 * epoch / epochs));
 }
@@ -2628,7 +2643,8 @@ static void train(const Options *o) {
     sigaction(SIGINT, &action, NULL); sigaction(SIGTERM, &action, NULL);
 
     for (int epoch = 0; epoch < o->epochs; epoch++) {
-        double lr = cosine_lr(o->lr, epoch, o->epochs), loss_sum = 0, epoch_start = seconds(), shown = epoch_start;
+        double lr = cosine_lr(o->lr, epoch, o->epochs), loss_sum = 0, dice = -1.0, epoch_start = seconds();
+        double shown = epoch_start;
         shuffle(order, training.frames, m->seed, epoch);
         model_plan(m, B, T, H, W, 1, 0, 0);
         for (int step = 0; step < steps && !stop_requested; step++) {
@@ -2658,16 +2674,17 @@ static void train(const Options *o) {
                 fprintf(log, "val %d %.6f %.6f %.6f %.6f %.6f %d\n", epoch + 1, v.loss, v.dice, v.jaccard, v.precision,
                         v.recall, v.empty);
                 printf("  val loss %.4f  Dice %.4f  Jaccard %.4f", v.loss, v.dice, v.jaccard);
-                if (v.dice > best) {
-                    best = v.dice, best_epoch = epoch + 1;
+                dice = v.dice;
+                if (dice > best) {
+                    best = dice, best_epoch = epoch + 1;
                     checkpoint_save(m, best_path, best_epoch, best);
                 }
             }
         }
-        checkpoint_save(m, last_path, epoch + 1, best);
+        checkpoint_save(m, last_path, stop_requested ? epoch : epoch + 1, dice);
         if (fflush(log) != 0 || ferror(log)) fail("%s: cannot write: %s; free some space", log_path, strerror(errno));
         if (stop_requested) {
-            printf("\nstopped by a signal after step %lld of epoch %d; saved %s\n", (long long)m->step, epoch + 1,
+            printf("\nstopped by a signal in epoch %d, after %lld steps in all; saved %s\n", epoch + 1, (long long)m->step,
                    last_path);
             exit(130);
         }

@@ -616,6 +616,7 @@ test_training() {
     "$phantom" --out odd.bin --videos 3 --frames 1 --size 32x32 > /dev/null
     trains "videos of one frame" --train odd.bin --val odd.bin
     trains "--config b0" --config b0 --frames 1 --batch 1 --train odd.bin --val odd.bin
+    accept "--bench without Mamba layers" "$train" --bench --config b0 --scans none --size 64 --frames 1
     accept "--bench" "$train" --bench --size 32 --frames 1
     tail -n 1 stdout > last
     check "--bench ends with a JSON line" grep -q -E '^\{"config": "tiny", "threads": [0-9]+, "forward_ms": [0-9.]+, "step_ms": [0-9.]+, "forward_peak_mb": [0-9.]+, "step_peak_mb": [0-9.]+\}$' last
