@@ -75,7 +75,7 @@ data/phantom_val.bin: | prepro/phantom
 	prepro/phantom --out $@ --videos 16 --frames 8 --size 64x64 --seed 2
 
 # threads that wait must not hold a core that others need (train_vivim sees to that itself)
-test: export GOMP_SPINCOUNT ?= 5000
+test: export GOMP_SPINCOUNT ?= 50000
 test: $(TESTS) train_vivim prepro
 	./test_vivim
 	./test_vivim_double

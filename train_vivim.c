@@ -2707,12 +2707,13 @@ static void train(const Options *o) {
 int train_vivim(int argc, char **argv) {
     Options options;
 #if defined(_OPENMP) && defined(__linux__)
-    // Threads that wait for each other spin by default for milliseconds. On a machine that others use too, the one waited
-    // for then never gets a core, and everything is 100 times slower. OpenMP reads this at start only, so start again.
+    // Threads that wait for each other spin by default for many milliseconds. On a machine that others use too, the one
+    // waited for then gets no core: 20 times slower beside two busy programs. To sleep at once costs up to 30 % on a quiet
+    // machine. So: spin for less than a time slice. OpenMP reads this at start only, hence the program starts again.
     if (!getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT") && !getenv("KMP_BLOCKTIME")) {
-        setenv("GOMP_SPINCOUNT", "5000", 1);  // gcc's: about 10 microseconds
-        setenv("KMP_BLOCKTIME", "0", 1);      // clang's
-        execv("/proc/self/exe", argv);        // returns only if it failed: then go on as we are
+        setenv("GOMP_SPINCOUNT", "50000", 1);  // gcc's, in turns of a loop
+        setenv("KMP_BLOCKTIME", "1", 1);       // clang's, in milliseconds
+        execv("/proc/self/exe", argv);         // returns only if it failed: then go on as we are
     }
 #endif
     options_parse(&options, argc, argv);
