@@ -1836,6 +1836,82 @@ static void test_model(Test *t, const void *row) {
 // 8. Files
 
 // Resizing against Pillow: one grey level of difference is allowed, and rare.
+// Two videos of 3 and 1 frames in memory: which frames make a clip, at the ends of a video and for every T; flips that frames
+// and mask share; the order of an epoch.
+static void test_clips(Test *t, const void *row) {
+    enum { H = 5, W = 7, FRAMES = 4, MOST = 5 };
+    static const int offsets[MOST][MOST] = { { 0 }, { -1, 0 }, { -1, 0, 1 }, { -2, -1, 0, 1 }, { -2, -1, 0, 1, 2 } };
+    static uint8_t rgb[FRAMES][H][W][3], masks[FRAMES][H][W];
+    int first_frame[3] = { 0, 3, 4 }, targets[FRAMES] = { 0, 1, 2, 3 }, seen[4] = { 0, 0, 0, 0 }, order[2][50], count[50], moved = 0;
+    double plain = 0, flipped = 0;
+    Shard shard;
+    (void)row;
+    memset(&shard, 0, sizeof shard);
+    for (int f = 0; f < FRAMES; f++)
+        for (int y = 0; y < H; y++)
+            for (int x = 0; x < W; x++) {
+                for (int c = 0; c < 3; c++) rgb[f][y][x][c] = (uint8_t)(50 * f + W * y + x + 20 * c);
+                masks[f][y][x] = (uint8_t)(40 * f + W * y + x);
+            }
+    shard.videos = 2, shard.frames = FRAMES, shard.H = H, shard.W = W, shard.has_masks = 1;
+    shard.first_frame = first_frame, shard.rgb = &rgb[0][0][0][0], shard.masks = &masks[0][0][0];
+    for (int T = 1; T <= MOST; T++)
+        for (int round = 0; round < 17; round++) {                     // round 0 without augmentation
+            Augment augment = { 1, 0 };
+            Batch batch;
+            batch_init(&batch, FRAMES, T, H, W);
+            batch_load(&batch, &shard, targets, FRAMES, round ? &augment : NULL, (uint64_t)(100 * T + round));
+            for (int b = 0; b < FRAMES; b++) {
+                double least = 1e30;
+                int best = 0;
+                for (int flip = 0; flip < (round ? 4 : 1); flip++) {   // the flip that explains all frames and the mask at once
+                    double error = 0;
+                    for (int k = 0; k < T * H * W; k++) {
+                        int frame = b + offsets[T - 1][k / (H * W)], y = k / W % H, x = k % W, lo = b < 3 ? 0 : 3, hi = b < 3 ? 2 : 3;
+                        int yf = flip & 1 ? H - 1 - y : y, xf = flip & 2 ? W - 1 - x : x;
+                        frame = frame < lo ? lo : frame > hi ? hi : frame;
+                        for (int c = 0; c < 3; c++) {
+                            static const double mean[3] = { 0.485, 0.456, 0.406 }, std[3] = { 0.229, 0.224, 0.225 };
+                            double want = (rgb[frame][yf][xf][c] / 255.0 - mean[c]) / std[c];
+                            error = fmax(error, fabs(want - (double)batch.input[((size_t)b * T * H * W + (size_t)k) * 3 + (size_t)c]));
+                        }
+                        if (k < H * W) error = fmax(error, fabs(masks[b][yf][xf] / 255.0 - (double)batch.mask[b * H * W + k]));
+                    }
+                    if (error < least) least = error, best = flip;
+                }
+                if (round) flipped = fmax(flipped, least), seen[best]++;
+                else plain = fmax(plain, least);
+            }
+            batch_free(&batch);
+        }
+    expect_error(t, "frames and masks of a clip", plain, 2e-6);
+    expect_error(t, "flipped frames and masks of a clip", flipped, 2e-6);
+    for (int i = 0; i < 4; i++) expect(t, seen[i] > 40, "each of the four flips is about as frequent");   // 320 clips in all
+    for (int e = 0; e < 2; e++) {
+        memset(count, 0, sizeof count);
+        shuffle(order[e], 50, 1, e);
+        for (int i = 0; i < 50; i++) if (order[e][i] >= 0 && order[e][i] < 50) count[order[e][i]]++;
+        for (int i = 0; i < 50; i++) expect(t, count[i] == 1, "an epoch visits every clip once");
+    }
+    for (int i = 0; i < 50; i++) moved += order[0][i] != order[1][i];
+    expect(t, moved > 25, "another epoch has another order");
+}
+
+static void test_metrics(Test *t, const void *row) {
+    static const float logits[4] = { 1, 2, 3, -1 }, mask[4] = { 1, 0, 0.6f, 0.5f }, none[4] = { 0, 0, 0, 0 };
+    Metrics m;
+    (void)row;
+    memset(&m, 0, sizeof m);
+    metrics_add(&m, logits, mask, 4);                                  // 3 predicted, 2 real, 2 in common
+    expect_error(t, "Dice", fabs(m.dice - 0.8), 1e-12);
+    expect_error(t, "Jaccard", fabs(m.jaccard - 2.0 / 3), 1e-12);
+    expect_error(t, "Precision", fabs(m.precision - 2.0 / 3), 1e-12);
+    expect_error(t, "Recall", fabs(m.recall - 1), 1e-12);
+    metrics_add(&m, none, none, 4);                                    // empty in both: 0, and counted
+    expect_error(t, "Dice with an empty frame", fabs(m.dice - 0.8), 1e-12);
+    expect(t, m.frames == 2 && m.empty == 1, "two frames, one of them empty");
+}
+
 // What the planning pass found must be what forward and backward take, for every set of scans and with drop path.
 static void test_plan(Test *t, const void *row) {
     static const char *const scans[5] = { "fbs", "fb", "f", "s", "" };
@@ -2125,6 +2201,8 @@ static int all_tests(TestCase *tests) {
     n = add_test(tests, n, "hash", "", test_hash, NULL);
     n = add_test(tests, n, "safetensors", "", test_safetensors, NULL);
     n = add_test(tests, n, "shard", "", test_shard, NULL);
+    n = add_test(tests, n, "clips", "", test_clips, NULL);
+    n = add_test(tests, n, "metrics", "", test_metrics, NULL);
     n = add_test(tests, n, "plan", "", test_plan, NULL);
     n = add_test(tests, n, "resize", "", test_resize, NULL);
     n = add_test(tests, n, "enhance", "", test_enhance, NULL);

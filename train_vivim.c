@@ -24,6 +24,7 @@ GLOSSARY (PyTorch and the Mamba paper use the same letters)
    B clips in a batch    T frames of a clip       H, W height and width of a grid    C channels
    P = H*W tokens of a frame      L = T*P tokens of a clip      rows = B*L tokens of a batch
    D d_inner = expand*C, width inside Mamba      N d_state = 16      R dt_rank = ceil(C/16)      K d_conv = 4
+   Pk, rows_k tokens of the smaller grid that keys and values live on, of a frame and of a batch
    E decoder width       inp, out, weight, bias; dinp, dout, dweight, dbias their gradients of the loss
 
 CONVENTIONS
@@ -358,6 +359,7 @@ static void pack_A(const Product *p, int i0, int i1) {
 // call: the compiler unrolls the rows, vectorises the columns and keeps the whole of t in registers.
 ALWAYS_INLINE void tile(const int width, float *RESTRICT c, size_t ldc, const float *RESTRICT a, const size_t *RESTRICT row,
                         size_t a_col, const float *RESTRICT b, const float *RESTRICT bias, int kc, int accumulate) {
+    // MR is 6: six scalars, because an array of them would be read from memory at every step
     const size_t r0 = row[0], r1 = row[1], r2 = row[2], r3 = row[3], r4 = row[4], r5 = row[5];
     float t[MR][NR];
     for (int i = 0; i < MR; i++)
@@ -434,6 +436,7 @@ static void product_serial(Product p) {
 }
 
 // C is cut into blocks of up to 192 rows, and of as many columns as leave 32 pieces and keep their panels of B within L2
+// (sizes by trial on the products of b0 and b3)
 static void product_tiled(Product p) {
     int depth = product_passes(&p), rows = round_up(min_int(max_int(p.M / 4, 48), 192), MR);
     int cols = max_int(min_int(ceil_div(p.M, rows) * ceil_div(p.N, NR) / 32, 512 / NR), 1) * NR;
@@ -599,7 +602,7 @@ static void gelu_backward(float *dinp, const float *dout, const float *inp, size
 static void residual(float *out, const float *x, const float *branch, const float *scale, int frames, size_t n) {
     #pragma omp parallel for collapse(2) schedule(static)
     for (int f = 0; f < frames; f++)
-        for (int piece = 0; piece < 8; piece++) {
+        for (int piece = 0; piece < 8; piece++) {  // so that few frames still feed many threads
             size_t start = (size_t)f * n + n * (size_t)piece / 8, end = (size_t)f * n + n * (size_t)(piece + 1) / 8;
             float s = scale ? scale[f] : 1.0f;
             #pragma omp simd
@@ -761,7 +764,7 @@ static void col2im(float *dinp, const float *dcol, int frames, int H, int W, int
 static int conv_size(int n, int k, int stride, int pad) { return (n + 2 * pad - k) / stride + 1; }
 
 // A dense convolution is a matrix product of patches with the kernels. As many frames are unfolded at a time as keep the
-// patches (C*k*k floats per output pixel) within 16 MiB.
+// patches (C*k*k floats per output pixel) within 16 MiB (or one frame's).
 static int conv_frames_per_chunk(int N, int pixels, int patch) {
     return max_int(1, min_int(N, (int)(4194304 / ((size_t)pixels * patch))));
 }
@@ -803,7 +806,7 @@ static void conv_backward(float *dinp, float *dweight, float *dbias, const float
 // pixels (64 per frame at 256 x 256), so a block of queries and all its scores fit in cache and the (P, Pk) matrix is never
 // stored: backward computes it again.
 
-enum { QUERY_BLOCK = 128, QUERY_SLICES = 8 };
+enum { QUERY_BLOCK = 128, QUERY_SLICES = 8 };  // queries at a time, their scores in L2; slices of a frame in backward
 
 // prob (n, Pk) = softmax over keys of scale * q k^T, for n queries; q, k rows of C floats (one head's columns)
 static void attention_scores(float *prob, const float *q, const float *k, int n, int Pk, int C, int hd) {
@@ -1615,7 +1618,7 @@ static Layer add_norm(Model *m, const char *prefix, const char *name, int C) {
 }
 
 // A linear layer (ndim 2) or a convolution (ndim 3, 4, 5; kernel k in every axis). INIT_NORMAL: SegFormer's, normal(0, 0.02)
-// and bias 0. INIT_UNIFORM: PyTorch's default for convolutions, both uniform within 1/sqrt(fan_in). (A linear layer has no k.)
+// and bias 0. INIT_UNIFORM: PyTorch's default for convolutions, both uniform within 1/sqrt(fan_in). A linear layer has no k.
 static Layer add_layer(Model *m, int init, const char *prefix, const char *name, int ndim, int out, int in, int k) {
     int normal = init == INIT_NORMAL, bias_init = normal ? INIT_CONSTANT : init;
     double bound = 1.0 / sqrt(in * pow(k, ndim - 2));
@@ -2225,7 +2228,7 @@ static const char *const TRACKED = "decoder.batch_norm.num_batches_tracked";  //
 
 // epoch: finished epochs; dice: these weights' validation Dice, negative if not validated
 static void checkpoint_save(const Model *m, const char *path, int epoch, double dice) {
-    char err[4608], epoch_text[16], dice_text[32];
+    char err[4608] /* a path and a sentence */, epoch_text[16], dice_text[32];
     const char *keys[] = {"format", "config", "scans", "epoch", "val_dice"};
     const char *values[] = {"pt", m->config.name, m->config.scans, epoch_text, dice_text};
     SafeTensorOut *out = (SafeTensorOut *)calloc_check((size_t)m->num_tensors + 1, sizeof(SafeTensorOut));

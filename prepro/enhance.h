@@ -15,6 +15,7 @@ static inline uint8_t enhance_mix(int dull, int value, float factor) {
     return mixed <= 0.0f ? 0 : mixed >= 255.0f ? 255 : (uint8_t)mixed;
 }
 
+// Pillow's convert("L"): ITU-R 601's 0.299, 0.587, 0.114 in 1/65536, rounded
 static inline int enhance_luma(const uint8_t *rgb) { return (rgb[0] * 19595 + rgb[1] * 38470 + rgb[2] * 7471 + 0x8000) >> 16; }
 
 // rgb (H, W, 3), in place; tmp has room for as much
