@@ -1912,6 +1912,46 @@ static void test_metrics(Test *t, const void *row) {
     expect(t, m.frames == 2 && m.empty == 1, "two frames, one of them empty");
 }
 
+// Differences cannot see a drop path that does nothing. A dropped frame leaves its sublayer unchanged, a kept one does not; each
+// frame is drawn for itself; dropout zeroes its part and scales up the rest.
+static void test_drop(Test *t, const void *row) {
+    enum { B = 3, T = 7, H = 32, W = 32 };
+    Config config = CONFIGS[0];
+    Model m;
+    int dropped = 0, kept = 0, mixed = 0, zeros = 0;
+    float *input = (float *)malloc(sizeof(float) * B * T * H * W * 3);
+    if (!input) exit(1);
+    (void)row;
+    for (int i = 0; i < B * T * H * W * 3; i++) input[i] = (float)hash_u(fnv1a32("input"), (uint64_t)i);
+    model_init(&m, &config, 1);
+    m.drop_path = 0.5f;
+    model_plan(&m, B, T, H, W, 1, 0, 0);
+    model_forward(&m, input);
+    for (int i = 0; i < 4; i++) {
+        const Stage *st = &m.stages[i];
+        size_t n = (size_t)st->P * (size_t)st->C;
+        for (int k = 0; k < st->num_sublayers; k++) {
+            const Sublayer *s = m.sublayers + st->first_sublayer + k;
+            const float *out = k + 1 < st->num_sublayers ? s[1].x : st->out;
+            double p = s->kind == ATTENTION || s->kind == MIX_FFN ? 0.5 * s->drop_index / (m.num_blocks - 1) : 0;
+            expect(t, (s->drop != NULL) == (p > 0), "a sublayer can be dropped from the second SegFormer block on");
+            for (int f = 1; f < B * T && s->drop; f++) mixed += s->drop[f] != s->drop[0];
+            for (int f = 0; f < B * T && s->drop; f++) {
+                int same = memcmp(out + (size_t)f * n, s->x + (size_t)f * n, n * sizeof(float)) == 0;
+                expect(t, same == (s->drop[f] == 0), "dropped frames alone pass unchanged");
+                if (s->drop[f] != 0) expect_error(t, "a kept branch is scaled by 1/(1-p)", fabs((double)s->drop[f] * (1 - p) - 1), 1e-6);
+                dropped += s->drop[f] == 0, kept += s->drop[f] != 0;
+            }
+        }
+    }
+    expect(t, mixed > 0, "each frame is drawn for itself");
+    expect(t, dropped > 20 && kept > 80, "some frames are dropped, most are not");      // 168 in all, 52 on average
+    for (uint64_t i = 0; i < 100000; i++) zeros += dropout_factor(rng_key(1, RNG_DROPOUT, 0), i, 0.1f) == 0;
+    expect_error(t, "a tenth is dropped out", fabs(zeros / 1e5 - 0.1), 0.004);              // 4 standard deviations
+    model_free(&m);
+    free(input);
+}
+
 // What the planning pass found must be what forward and backward take, for every set of scans and with drop path.
 static void test_plan(Test *t, const void *row) {
     static const char *const scans[5] = { "fbs", "fb", "f", "s", "" };
@@ -2203,6 +2243,7 @@ static int all_tests(TestCase *tests) {
     n = add_test(tests, n, "shard", "", test_shard, NULL);
     n = add_test(tests, n, "clips", "", test_clips, NULL);
     n = add_test(tests, n, "metrics", "", test_metrics, NULL);
+    n = add_test(tests, n, "drop", "", test_drop, NULL);
     n = add_test(tests, n, "plan", "", test_plan, NULL);
     n = add_test(tests, n, "resize", "", test_resize, NULL);
     n = add_test(tests, n, "enhance", "", test_enhance, NULL);
