@@ -27,7 +27,7 @@ CFLAGS += -Werror
 endif
 
 CFLAGS := $(CFLAGS)
-DATA   = data/phantom_train.bin data/phantom_val.bin
+DATA   = data/phantom_train.bin data/phantom_val.bin data/phantom_train_affine.safetensors
 TESTS  = test_vivim test_vivim_double
 
 .PHONY: help prepro data test clean
@@ -35,9 +35,10 @@ help:
 	@echo "compiler: $(CC)$(if $(findstring -fopenmp,$(CFLAGS)),, - without OpenMP, one thread only: install libgomp or libomp)"
 	@echo "images:   $(if $(HAVE_IMAGES),libjpeg and libpng found,libjpeg or libpng missing, so no prepro/frames: $(IMAGE_HINT))"
 	@echo
-	@echo "make train_vivim   the program, and synthetic clips to train on; then ./train_vivim"
-	@echo "make prepro        prepro/phantom (synthetic clips) and prepro/frames (your images and videos -> shards)"
-	@echo "make data          the synthetic clips alone: $(DATA)"
+	@echo "make train_vivim   the program, synthetic clips to train on, the affine constraint's network; then ./train_vivim"
+	@echo "make prepro        prepro/phantom (synthetic clips), prepro/frames (your images and videos -> shards) and"
+	@echo "                   prepro/affine (a shard -> the network of the affine constraint)"
+	@echo "make data          the synthetic clips and their network alone: $(DATA)"
 	@echo "make test          build and run all tests"
 	@echo "make clean         remove what was built, but not data/ and out/"
 
@@ -64,7 +65,11 @@ else
 	@echo "prepro/frames is left out: it needs libjpeg and libpng: $(IMAGE_HINT)"
 endif
 
-prepro: prepro/phantom prepro/frames
+# the pre-training of the affine constraint's network, with train_vivim.c's functions
+prepro/affine: prepro/affine.c
+	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
+
+prepro: prepro/phantom prepro/frames prepro/affine
 
 data: $(DATA)
 data/phantom_train.bin: | prepro/phantom
@@ -73,15 +78,17 @@ data/phantom_train.bin: | prepro/phantom
 data/phantom_val.bin: | prepro/phantom
 	@mkdir -p data
 	prepro/phantom --out $@ --videos 16 --frames 8 --size 64x64 --seed 2
+data/phantom_train_affine.safetensors: | data/phantom_train.bin prepro/affine
+	prepro/affine --shard data/phantom_train.bin --out $@
 
 # threads that wait must not hold a core that others need (train_vivim sees to that itself)
 test: export GOMP_SPINCOUNT ?= 50000
-test: $(TESTS) train_vivim prepro
+test: $(TESTS) train_vivim prepro data
 	./test_vivim
 	./test_vivim_double
 	dev/test_cli.sh
 
 clean:
-	rm -f train_vivim $(TESTS) prepro/phantom prepro/frames *.d prepro/*.d
+	rm -f train_vivim $(TESTS) prepro/phantom prepro/frames prepro/affine *.d prepro/*.d
 
 -include $(wildcard *.d prepro/*.d)

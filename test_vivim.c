@@ -18,10 +18,11 @@ hold NaN before, so that what is not written is seen; guard words stand around e
 add to the gradients of parameters and overwrite those of activations; one and four threads must give the same bits; and
 in double, gradients are compared with differences. An error is compared by !(error <= limit), so that NaN fails.
 
-Golden files are looked for in dev/golden, or where the environment variable VIVIM_GOLDEN says. A test without its file is skipped.
+Golden files are looked for in dev/golden, or where the environment variable VIVIM_GOLDEN says; what `make data` makes, in data. A test
+without its file is skipped.
 
 Sections: 1 the test frame | 2 golden files | 3 the life of an op | 4 ops and their oracles | 5 tests of ops | 6 losses, optimiser |
-          7 whole models | 8 files | 9 main
+          7 whole models | 8 the trained affine network | 9 files | 10 main
 */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -243,6 +244,55 @@ static void hash_clip(float *frames, float *masks, int B, int T, int H, int W) {
     }
 }
 
+// Of masks (B,T,pixels), those that a clip's loss needs: of its target frame and of its first
+static void clip_masks(float *target, float *first, const float *masks, int B, int T, size_t pixels) {
+    for (int b = 0; b < B; b++) {
+        memcpy(target + (size_t)b * pixels, masks + (size_t)(b * T + T / 2) * pixels, pixels * sizeof(float));
+        memcpy(first + (size_t)b * pixels, masks + (size_t)(b * T) * pixels, pixels * sizeof(float));
+    }
+}
+
+// Element i of the tensor `key`, whose shape has `ndim` entries, from the hash: the rules by which the golden models got their
+// weights. The first rule that fits decides. Computed in double, then rounded to float32 (in the double build too).
+static double hash_weight(const char *key, uint32_t name_hash, int ndim, const int *shape, size_t numel, size_t i, int d_state) {
+    const char *dot = strrchr(key, '.'), *last = dot ? dot + 1 : key;
+    double u = hash_u(name_hash, i);
+    if (strcmp(last, "A_log") == 0 || strcmp(last, "A_b_log") == 0 || strcmp(last, "A_s_log") == 0) {
+        return log((double)(i % (size_t)d_state) + 1) + 0.1 * u;
+    }
+    if (strcmp(last, "D") == 0 || strcmp(last, "D_b") == 0 || strcmp(last, "D_s") == 0) return 1 + 0.2 * u;
+    if (strcmp(last, "running_mean") == 0) return 0.1 * u;
+    if (strcmp(last, "running_var") == 0) return 1 + 0.3 * u;
+    if (strcmp(last, "weight") == 0 && ndim == 1) return 1 + 0.2 * u;
+    if (ends_with(key, "dt_proj.bias") || ends_with(key, "dt_proj_b.bias") || ends_with(key, "dt_proj_s.bias")) return -2 + u;
+    if (strcmp(last, "bias") == 0) return 0.1 * u;
+    return u * sqrt(3.0 / ((double)numel / shape[0]));       // any other weight: uniform with variance 1 / fan_in
+}
+
+// The weights of the file, or those of the hash
+static void golden_weights(Model *m, const SafeTensors *st) {
+    for (int i = 0; i < m->num_tensors; i++) {
+        const Tensor *row = &m->tensors[i];
+        char name[160];
+        snprintf(name, sizeof name, "param.%s", row->name);
+        const SafeTensor *golden = st ? safetensors_find(st, name) : NULL;
+        uint32_t name_hash = fnv1a32(row->name);
+        double scale = strcmp(row->name, "affine.fc3.weight") == 0 ? 0.1 : 1;         // F's maps are to stay near the identity
+        float *p = tensor_data(m, row);
+        for (size_t k = 0; k < row->numel; k++) {
+            double value = golden && golden->numel == row->numel ? safetensors_value(golden, k)
+                         : scale * hash_weight(row->name, name_hash, row->ndim, row->shape, row->numel, k, m->config.d_state);
+            p[k] = (float)round_to_float32(value);
+        }
+    }
+}
+
+// F for patches of side q with the hash's weights; frozen
+static void hash_affine(AffineNet *f, int q) {
+    affine_init(f, q, 1);
+    golden_weights(&f->net, NULL);
+}
+
 // A tensor of one of the ops files, or NULL. The test is skipped if the files are not there.
 static const SafeTensor *ops_tensor(Test *t, const char *name) {
     char path[1024], err[512];
@@ -330,6 +380,19 @@ static const char *json_member(const char *json, const char *key) {
     }
     free(scratch);
     return found;
+}
+
+// What PyTorch loses in float32 on this file, for one result; ours may lose five times as much.
+static double five_times(const SafeTensors *st, const char *key) {
+    const char *json = safetensors_metadata(st, "fp32_err"), *value = json ? json_member(json, key) : NULL;
+    return IS_DOUBLE ? 3e-7 : value ? 5 * strtod(value, NULL) : 1e-6;
+}
+
+static void compare_loss(Test *t, const SafeTensors *st, const char *name, double loss) {
+    const SafeTensor *golden = safetensors_find(st, name);
+    // a loss is a mean over many pixels, whose errors PyTorch may by luck have cancelled: so not less than the digits of a float
+    if (golden) expect_number(t, name, loss, safetensors_value(golden, 0), IS_DOUBLE ? 1e-12 : fmax(five_times(st, name), 3e-7));
+    else test_fail(t, "%s is not in the golden file", name);
 }
 
 // ------------------------------------------------------------------------------------------------------------------
@@ -609,6 +672,27 @@ static void make_gelu(Op *op) {
     op_output(op, (size_t)op->n[0], 0);
     op->run = run_gelu;
     op->oracle = oracle_gelu;
+}
+
+// relu: n = elements. In place, and so is its gradient
+static void run_relu(Op *op, int backward) {
+    size_t n = (size_t)op->n[0];
+    memcpy(op->y.data, op->x[0].data, n * sizeof(float));
+    relu_forward(op->y.data, n);
+    if (!backward) return;
+    memcpy(op->x[0].grad, op->y.grad, n * sizeof(float));
+    relu_backward(op->x[0].grad, op->y.data, n);
+}
+
+static void oracle_relu(Op *op, float *y) {
+    for (int i = 0; i < op->n[0]; i++) y[i] = (float)fmax((double)op->x[0].data[i], 0);
+}
+
+static void make_relu(Op *op) {
+    op_tensor(op, "x", INPUT, (size_t)op->n[0]);
+    op_output(op, (size_t)op->n[0], 0);
+    op->run = run_relu;
+    op->oracle = oracle_relu;
 }
 
 // dwconv: n = B, T, H, W, C, kt.  Depthwise kt x 3 x 3.
@@ -906,6 +990,34 @@ static void make_bilinear(Op *op) {
     op->oracle = oracle_bilinear;
 }
 
+// The model's parameters whose names begin with `prefix` become the op's: the data are the model's own.
+static void op_params(Op *op, const char *prefix) {
+    Model *m = op->model;
+    for (int i = 0; i < m->num_tensors; i++) {
+        const Tensor *row = &m->tensors[i];
+        size_t length = strlen(prefix);
+        if (strncmp(row->name, prefix, length) != 0) continue;
+        OpTensor *x = &op->x[op->count++];
+        snprintf(x->name, sizeof x->name, "p.%s", row->name + length);
+        x->kind = PARAM;
+        x->scale = strstr(x->name, "norm") || row->shape[1] < 4 ? 1.0 : 0.5;
+        x->numel = row->numel;
+        x->data = m->params + row->offset;
+        x->grad = m->grads + row->offset;
+    }
+}
+
+// After a planning pass: the memory that it found
+static void op_reserve(Op *op) {
+    Model *m = op->model;
+    size_t kept = m->kept.peak, scratch = m->scratch.peak;
+    m->planning = 0;
+    memset(&m->kept, 0, sizeof m->kept);
+    memset(&m->scratch, 0, sizeof m->scratch);
+    arena_reserve(&m->kept, kept);
+    arena_reserve(&m->scratch, scratch);
+}
+
 // Sublayers of the model as train_vivim.c runs them: n = part, B, T, H, W, C, heads, sr, N, K, expand. The parts:
 enum { PART_ATTENTION, PART_MIXFFN, PART_SEGFORMER_BLOCK, PART_MAMBA, PART_DSF, PART_MAMBA_LAYER };
 // A model of one block and one Mamba layer is made for it. A block and a layer have two sublayers x + F(LN(x)), the others are
@@ -974,7 +1086,7 @@ static void make_part(Op *op) {
     snprintf(config.scans, sizeof config.scans, "fbs");
     Model *m = op->model = (Model *)malloc_check(sizeof(Model));
     model_init(m, &config, 1);
-    m->grads = (float *)calloc_check(m->num_params, sizeof(float));
+    model_trainable(m);
     m->drop_path = 0;
     m->B = n[1];
     m->T = n[2];
@@ -984,29 +1096,210 @@ static void make_part(Op *op) {
     size_t numel = (size_t)n[1] * (size_t)n[2] * (size_t)m->stages[0].P * (size_t)n[5];
     op_tensor(op, "x", INPUT, numel)->channels_last = n[0] == PART_MAMBA_LAYER;
     op_output(op, numel, n[0] == PART_MAMBA_LAYER);
-    for (int i = 0; i < m->num_tensors; i++) {
-        const Tensor *row = &m->tensors[i];
-        size_t length = strlen(prefixes[n[0]]);
-        if (strncmp(row->name, prefixes[n[0]], length) != 0) continue;
-        OpTensor *x = &op->x[op->count++];     // the data are the model's own
-        snprintf(x->name, sizeof x->name, "p.%s", row->name + length);
-        x->kind = PARAM;
-        x->scale = strstr(x->name, "norm") || row->shape[1] < 4 ? 1.0 : 0.5;
-        x->numel = row->numel;
-        x->data = m->params + row->offset;
-        x->grad = m->grads + row->offset;
-    }
+    op_params(op, prefixes[n[0]]);
     m->planning = 1;
     part_forward(op, 1, NULL, NULL);
     part_backward(op, NULL, NULL, NULL);
     part_forward(op, 0, NULL, NULL);
-    m->planning = 0;
-    size_t kept = m->kept.peak, scratch = m->scratch.peak;
-    memset(&m->kept, 0, sizeof m->kept);
-    memset(&m->scratch, 0, sizeof m->scratch);
-    arena_reserve(&m->kept, kept);
-    arena_reserve(&m->scratch, scratch);
+    op_reserve(op);
     op->run = run_part;
+}
+
+// boundary head: n = B, T, H, W, C, layers, all_frames, OH, OW. x (B*T,H,W,C); y (frames,OH,OW), of all frames or the target's. Its
+// gradient is added to the one that x has from elsewhere, so x is treated as a parameter
+static void run_edge_head(Op *op, int backward) {
+    Model *m = op->model;
+    poison_arenas(m);
+    m->kept.used = m->scratch.used = 0;
+    m->stages[0].out = op->x[0].data;
+    edge_forward(m);
+    memcpy(op->y.data, m->edge_logits, op->y.numel * sizeof(float));
+    if (backward) edge_backward(m, op->x[0].grad, op->y.grad);
+}
+
+static void oracle_edge_head(Op *op, float *y) {
+    const int *n = op->n;
+    int H = n[2], W = n[3], C = n[4], layers = n[5], frames = n[6] ? n[0] * n[1] : n[0];
+    Op *plain = (Op *)calloc(1, sizeof(Op));
+    if (!plain) exit(1);
+    for (int j = 0; j < frames; j++) {
+        float *x = op->x[0].data + (n[6] ? j : j * n[1] + n[1] / 2) * H * W * C;
+        for (int i = 0; i < layers; i++) {
+            int last = i == layers - 1, conv[11] = { 1, H, W, C, last ? 1 : C, last ? 1 : 3, 1, last ? 0 : 1 };
+            float *h = tensor(op->t, (size_t)(H * W * C));
+            memcpy(plain->n, conv, sizeof conv);
+            plain->x[0].data = x;
+            plain->x[1].data = op->x[1 + 2 * i].data;
+            plain->x[2].data = op->x[2 + 2 * i].data;
+            oracle_conv(plain, h);
+            for (int k = 0; k < H * W * C && !last; k++) h[k] = (float)fmax((double)h[k], 0);
+            x = h;
+        }
+        int up[11] = { 1, H, W, n[7], n[8], 1 };
+        memcpy(plain->n, up, sizeof up);
+        plain->x[0].data = x;
+        oracle_bilinear(plain, y + j * n[7] * n[8]);
+    }
+    free(plain);
+}
+
+static void make_edge_head(Op *op) {
+    const int *n = op->n;
+    Config config;
+    memset(&config, 0, sizeof config);
+    for (int i = 0; i < 4; i++) config.dims[i] = n[4];
+    config.decoder_dim = 1;
+    config.edge_layers = n[5];
+    Model *m = op->model = (Model *)malloc_check(sizeof(Model));
+    model_init(m, &config, 1);
+    model_trainable(m);
+    m->training = 1;
+    m->B = n[0];
+    m->T = n[1];
+    m->H = n[7];
+    m->W = n[8];
+    m->all_frames = n[6];
+    m->stages[0].H = n[2];
+    m->stages[0].W = n[3];
+    m->stages[0].P = n[2] * n[3];
+    op_tensor(op, "x", PARAM, (size_t)(n[0] * n[1] * n[2] * n[3] * n[4]));
+    op_output(op, (size_t)((n[6] ? n[0] * n[1] : n[0]) * n[7] * n[8]), 0);
+    op_params(op, "edge");
+    m->planning = 1;
+    edge_forward(m);
+    edge_backward(m, NULL, NULL);
+    op_reserve(op);
+    op->run = run_edge_head;
+    op->oracle = oracle_edge_head;
+}
+
+// The inverse-transform network F: n = pairs, q, kind. y (pairs,6) from pairs of patches, of which the first comes from the hash and the
+// second is x. What backward computes:
+enum { OF_SECOND, OF_SECOND_AND_PARAMS, OF_PARAMS };   // the first is F frozen, the last F in its own training
+static void run_affine_net(Op *op, int backward) {
+    const AffineNet *f = (const AffineNet *)(const void *)op->model;
+    int n = op->n[0], q2 = op->n[1] * op->n[1], kind = op->n[2];
+    float *inp = op_work(op, 0, (size_t)(2 * n * q2)), *h1 = op_work(op, 1, (size_t)(n * AFFINE_HIDDEN));
+    float *h2 = op_work(op, 2, (size_t)(n * AFFINE_BOTTLENECK));
+    for (int i = 0; i < n; i++) for (int k = 0; k < q2; k++) {
+        float hash = (float)hash_u(fnv1a32("patch"), (uint64_t)(i * q2 + k));
+        inp[2 * i * q2 + k] = hash;
+        inp[(2 * i + 1) * q2 + k] = kind == OF_PARAMS ? -hash : op->x[0].data[i * q2 + k];
+    }
+    affine_net_forward(op->y.data, h1, h2, inp, f, n);
+    if (backward) affine_net_backward(kind == OF_PARAMS ? NULL : op->x[0].grad, op->y.grad, h1, h2, inp, f, n);
+    if ((f->net.grads != NULL) != (kind != OF_SECOND)) test_fail(op->t, "a frozen network has no gradients, another has them");
+}
+
+// One pair (first, second) of patches through F, by the plainest loops
+static void plain_affine(double out[6], const AffineNet *f, const float *pair) {
+    static double h[3][2 * 64 * 64 + AFFINE_HIDDEN];
+    const Layer layers[3] = { f->fc1, f->fc2, f->fc3 };
+    const int sizes[4] = { 2 * f->q * f->q, AFFINE_HIDDEN, AFFINE_BOTTLENECK, 6 };
+    for (int k = 0; k < sizes[0]; k++) h[0][k] = (double)pair[k];
+    for (int i = 0; i < 3; i++) for (int o = 0; o < sizes[i + 1]; o++) {
+        double sum = (double)f->net.params[layers[i].bias + (size_t)o];
+        for (int k = 0; k < sizes[i]; k++) sum += (double)f->net.params[layers[i].weight + (size_t)(o * sizes[i] + k)] * h[i][k];
+        if (i == 2) out[o] = sum;
+        else h[i + 1][o] = fmax(sum, 0);
+    }
+}
+
+static void oracle_affine_net(Op *op, float *y) {
+    for (int i = 0; i < op->n[0]; i++) {
+        double out[6];
+        plain_affine(out, (const AffineNet *)(const void *)op->model, op->work[0] + 2 * i * op->n[1] * op->n[1]);
+        for (int k = 0; k < 6; k++) y[i * 6 + k] = (float)out[k];
+    }
+}
+
+// The model of these ops is F's table of tensors, F's first member: so that op_free() frees F
+static AffineNet *op_affine(Op *op, int q) {
+    AffineNet *f = (AffineNet *)malloc_check(sizeof(AffineNet));
+    hash_affine(f, q);
+    op->model = &f->net;
+    return f;
+}
+
+static void make_affine_net(Op *op) {
+    size_t n = (size_t)op->n[0], q = (size_t)op->n[1];
+    AffineNet *f = op_affine(op, op->n[1]);
+    if (op->n[2] != OF_PARAMS) op_tensor(op, "second", INPUT, n * q * q);
+    op_output(op, n * 6, 0);
+    op->run = run_affine_net;
+    op->oracle = oracle_affine_net;
+    if (op->n[2] == OF_SECOND) return;
+    model_trainable(&f->net);
+    op_params(op, "affine.");
+    for (int i = 0; i < op->count; i++) {      // values of order 1 in every layer
+        if (strstr(op->x[i].name, "fc2.weight")) op->x[i].scale = 0.08;
+    }
+}
+
+// L_affine's two means of norms: n = B, H, W, q. x are the boundary's logits, y the means for the target's and the first frame's boundary.
+// The hash decides which patches have a boundary in both frames, one or none; every third clip has none at all. Pixels left over by the
+// patches are all boundary: nothing may depend on them
+static void affine_term_edges(Op *op, float *edge, float *first_edge) {
+    int B = op->n[0], H = op->n[1], W = op->n[2], q = op->n[3];
+    for (int b = 0; b < B; b++) for (int y = 0; y < H; y++) for (int x = 0; x < W; x++) {
+        int i = (b * H + y) * W + x, left_over = y >= H / q * q || x >= W / q * q;
+        int which = b % 3 == 1 ? 0 : (int)(4 * (0.5 + 0.5 * hash_u(fnv1a32("which"), (uint64_t)((b * H + y / q) * W + x / q))));
+        edge[i] = left_over || ((which & 1) && hash_u(fnv1a32("edge"), (uint64_t)i) > 0.3) ? 1 : 0;
+        first_edge[i] = left_over || ((which & 2) && hash_u(fnv1a32("first"), (uint64_t)i) > 0.3) ? 1 : 0;
+    }
+}
+
+static void run_affine_term(Op *op, int backward) {
+    const AffineNet *f = (const AffineNet *)(const void *)op->model;
+    int B = op->n[0], H = op->n[1], W = op->n[2];
+    float *edge = op_work(op, 0, op->x[0].numel), *first_edge = op_work(op, 1, op->x[0].numel);
+    double target, first;
+    AffineTerm a;
+    affine_term_edges(op, edge, first_edge);
+    affine_forward(&target, &first, &a, op->x[0].data, edge, first_edge, f, B, H, W);
+    op->y.data[0] = (float)target;
+    op->y.data[1] = (float)first;
+    if (backward) affine_backward(op->x[0].grad, (double)op->y.grad[0], (double)op->y.grad[1], &a, f, B, H, W);
+    affine_term_free(&a);
+}
+
+static void oracle_affine_term(Op *op, float *out) {
+    const AffineNet *f = (const AffineNet *)(const void *)op->model;
+    int B = op->n[0], H = op->n[1], W = op->n[2], q = op->n[3];
+    double sum[2] = { 0, 0 };
+    float *pair = tensor(op->t, (size_t)(2 * q * q));
+    for (int b = 0; b < B; b++) {
+        double of_clip[2] = { 0, 0 }, patches = 0;
+        for (int row = 0; row + q <= H; row += q) for (int column = 0; column + q <= W; column += q) {
+            double norm[2], boundary = 0;
+            for (int k = 0; k < 2; k++) {      // the target's boundary, the first frame's
+                double theta[6];
+                for (int y = 0; y < q; y++) for (int x = 0; x < q; x++) {
+                    int i = (b * H + row + y) * W + column + x;
+                    pair[y * q + x] = op->work[k][i];
+                    pair[q * q + y * q + x] = (float)(1 / (1 + exp(-(double)op->x[0].data[i])));
+                    boundary += (double)op->work[k][i];
+                }
+                plain_affine(theta, f, pair);
+                norm[k] = 0;
+                for (int i = 0; i < 6; i++) norm[k] += theta[i] * theta[i];
+            }
+            if (boundary == 0) continue;
+            patches++;
+            for (int k = 0; k < 2; k++) of_clip[k] += sqrt(norm[k]);
+        }
+        for (int k = 0; k < 2 && patches > 0; k++) sum[k] += of_clip[k] / patches / B;
+    }
+    out[0] = (float)sum[0];
+    out[1] = (float)sum[1];
+}
+
+static void make_affine_term(Op *op) {
+    op_affine(op, op->n[3]);
+    op_tensor(op, "logits", INPUT, (size_t)(op->n[0] * op->n[1] * op->n[2]))->scale = 3.0;
+    op_output(op, 2, 0);
+    op->run = run_affine_term;
+    op->oracle = oracle_affine_term;
 }
 
 // ------------------------------------------------------------------------------------------------------------------
@@ -1036,6 +1329,9 @@ static const OpRow OP_ROWS[] = {
     { "gelu", make_gelu, { 1 }, 1e-6, 0 },
     { "gelu", make_gelu, { 17 }, 1e-6, 0 },
     { "gelu", make_gelu, { 1031 }, 1e-6, 0 },
+    { "relu", make_relu, { 1 }, 1e-9, 0 },
+    { "relu", make_relu, { 17 }, 1e-9, 0 },
+    { "relu", make_relu, { 1031 }, 1e-9, 0 },
     { "dwconv", make_dwconv, { 1, 1, 1, 1, 1, 1 }, 1e-6, 0 },
     { "dwconv", make_dwconv, { 2, 1, 5, 4, 3, 1 }, 1e-6, 0 },
     { "dwconv", make_dwconv, { 3, 2, 2, 1, 17, 1 }, 1e-6, 0 },
@@ -1085,6 +1381,18 @@ static const OpRow OP_ROWS[] = {
     { "mamba_sublayer", make_part, { PART_MAMBA, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1 }, 0, 0 },
     { "mamba_sublayer", make_part, { PART_MAMBA, 2, 4, 3, 5, 17, 1, 1, 16, 4, 2 }, 0, 0 },
     { "mamba_layer", make_part, { PART_MAMBA_LAYER, 1, 5, 3, 3, 7, 1, 1, 5, 3, 3 }, 0, 0 },
+    { "edge_head", make_edge_head, { 1, 1, 1, 1, 1, 1, 0, 1, 1 }, 1e-6, 0 },
+    { "edge_head", make_edge_head, { 2, 3, 5, 3, 7, 1, 0, 19, 12 }, 1e-6, 0 },
+    { "edge_head", make_edge_head, { 1, 2, 3, 4, 16, 1, 1, 12, 16 }, 1e-6, 0 },
+    { "edge_head", make_edge_head, { 1, 1, 1, 1, 1, 3, 0, 2, 3 }, 1e-6, 0 },
+    { "edge_head", make_edge_head, { 2, 2, 5, 7, 6, 3, 0, 20, 28 }, 1e-6, 0 },
+    { "edge_head", make_edge_head, { 1, 5, 4, 3, 17, 3, 0, 13, 11 }, 1e-6, 0 },
+    { "edge_head", make_edge_head, { 1, 3, 3, 2, 5, 3, 1, 12, 7 }, 1e-6, 0 },
+    { "affine_net", make_affine_net, { 1, 1, OF_SECOND }, 3e-6, 0 },
+    { "affine_net", make_affine_net, { 7, 3, OF_SECOND }, 3e-6, 0 },
+    { "affine_net", make_affine_net, { 2, 5, OF_SECOND_AND_PARAMS }, 3e-6, 0 },
+    { "affine_net", make_affine_net, { 13, 2, OF_SECOND_AND_PARAMS }, 3e-6, 0 },
+    { "affine_net", make_affine_net, { 5, 3, OF_PARAMS }, 3e-6, 0 },
 };
 enum { OP_ROW_COUNT = sizeof OP_ROWS / sizeof OP_ROWS[0] };
 
@@ -1348,6 +1656,195 @@ static void test_golden_segloss(Test *t, const void *row) {
     }
 }
 
+// The boundary of masks of all kinds against Sobel's two sums of 3x3, as written, with the border repeated
+static void sobel_case(Test *t, int N, int H, int W) {
+    static const int kernel[3][3] = { { -1, 0, 1 }, { -2, 0, 2 }, { -1, 0, 1 } };      // Gx; Gy is its transpose
+    char what[96];
+    size_t n = (size_t)(N * H * W);
+    float *mask = tensor(t, n), *expected = tensor(t, n), *edge[2] = { tensor(t, n), tensor(t, n) };
+    for (int f = 0; f < N; f++) for (int k = 0; k < H * W; k++) {
+        double u = hash_u(fnv1a32("mask"), (uint64_t)(f * H * W + k)), y = k / W + 0.5 - H / 2.0, x = k % W + 0.5 - W / 2.0;
+        double grey = fabs(u) < 0.2 ? 0.5 : 0.5 + 0.5 * u;             // exactly 0.5 is not object
+        mask[f * H * W + k] = (float)(f % 6 == 0 ? grey : f % 6 == 1 ? u > 0.8 : f % 6 == 2 ? u > -0.8 : f % 6 == 3 ? (k / W + k % W) % 2
+                                      : f % 6 == 4 ? y * y + x * x < H * W / 9.0 : 1);
+    }
+    for (int f = 0; f < N; f++) for (int y = 0; y < H; y++) for (int x = 0; x < W; x++) {
+        int Gx = 0, Gy = 0;
+        for (int i = 0; i < 3; i++) for (int j = 0; j < 3; j++) {
+            int yi = y + i - 1, xj = x + j - 1;
+            yi = yi < 0 ? 0 : yi >= H ? H - 1 : yi;
+            xj = xj < 0 ? 0 : xj >= W ? W - 1 : xj;
+            int object = mask[(f * H + yi) * W + xj] > 0.5f;
+            Gx += kernel[i][j] * object;
+            Gy += kernel[j][i] * object;
+        }
+        expected[(f * H + y) * W + x] = abs(Gx) + abs(Gy) > 0;
+    }
+    for (int run = 0; run < 2; run++) {
+        set_threads(run ? 4 : 1);
+        sobel_edges(edge[run], mask, N, H, W);
+        snprintf(what, sizeof what, "edges of %d masks of %dx%d, %s", N, H, W, run ? "four threads" : "one thread");
+        expect_bits(t, what, edge[run], expected, n);
+        check_guards(t, what);
+    }
+    free_tensors(t);
+}
+
+static void test_sobel(Test *t, const void *row) {
+    static const int sizes[][3] = { { 6, 1, 1 }, { 6, 1, 7 }, { 6, 7, 1 }, { 6, 2, 2 }, { 12, 3, 2 }, { 6, 5, 16 }, { 7, 13, 11 }, { 13, 31, 33 } };
+    (void)row;
+    for (int i = 0; i < (int)(sizeof sizes / sizeof sizes[0]); i++) sobel_case(t, sizes[i][0], sizes[i][1], sizes[i][2]);
+}
+
+// L_bce of the boundary: n = elements, percent of them that are edge
+static void run_edgeloss(Op *op, int backward) {
+    size_t n = op->x[0].numel;
+    float *edge = op_work(op, 0, n);
+    double on = NAN;
+    for (size_t i = 0; i < n; i++) edge[i] = 50 + 50 * hash_u(fnv1a32("edge"), i) < op->n[1];
+    op->y.data[0] = (float)edgeloss_forward(&on, op->x[0].data, edge, n);
+    if (!backward) return;
+    edgeloss_backward(op->x[0].grad, on, op->x[0].data, edge, n);
+    for (size_t i = 0; i < n; i++) op->x[0].grad[i] *= op->y.grad[0];
+}
+
+static void oracle_edgeloss(Op *op, float *out) {
+    double n = (double)op->x[0].numel, n1 = 0, sum = 0;
+    for (size_t i = 0; i < op->x[0].numel; i++) n1 += (double)op->work[0][i];
+    for (size_t i = 0; i < op->x[0].numel; i++) {
+        double p = 1 / (1 + exp(-(double)op->x[0].data[i])), edge = (double)op->work[0][i];
+        sum -= edge * (n - n1) / n * log(p) + (1 - edge) * n1 / n * log(1 - p);
+    }
+    out[0] = (float)(sum / n);
+}
+
+static void make_edgeloss(Op *op) {
+    op_tensor(op, "logits", INPUT, (size_t)op->n[0])->scale = 8.0;
+    op_output(op, 1, 0);
+    op->run = run_edgeloss;
+    op->oracle = oracle_edgeloss;
+}
+
+static void test_edgeloss(Test *t, const void *row) {
+    static const int sizes[][11] = { { 1, 0 }, { 1, 100 }, { 2, 50 }, { 17, 30 }, { 31, 0 }, { 257, 100 }, { 1031, 10 }, { 3 * 37 * 41, 4 } };
+    (void)row;
+    for (int i = 0; i < 8; i++) {
+        Op *op = op_new(t, make_edgeloss, sizes[i]);
+        op_check(op, 1e-6);
+        if (sizes[i][1] % 100 == 0)            // one class only: its weight is 0
+            expect(t, op->y.data[0] == 0 && largest(op->x[0].grad, op->x[0].numel) == 0, "loss and gradient of one class are 0");
+        else expect(t, largest(op->x[0].grad, op->x[0].numel) > 0, "there is a gradient");
+        op_free(op);
+    }
+}
+
+static void test_golden_edgeloss(Test *t, const void *row) {
+    enum { N = 3 * 20 * 24 };
+    static const char *const names[2] = { "bce2d", "bce2d_empty" };
+    (void)row;
+    for (int i = 0; i < 2; i++) {
+        float *target = golden_op(t, names[i], "target", "", N, 0), *logits = golden_op(t, names[i], "in.", "edge", N, 0);
+        float *out = golden_op(t, names[i], "out", "", 1, 0), *gy = golden_op(t, names[i], "gy", "", 1, 0);
+        float *expected = golden_op(t, names[i], "g.", "edge", N, 0), *dlogits = tensor(t, N);
+        double on;
+        if (!target || !logits || !out || !gy || !expected) return;
+        float loss = (float)edgeloss_forward(&on, logits, target, N);
+        edgeloss_backward(dlogits, on, logits, target, N);
+        for (int k = 0; k < N; k++) dlogits[k] *= gy[0];
+        check_guards(t, names[i]);
+        expect_close(t, names[i], &loss, out, 1, LIMIT(5e-7));
+        expect_close(t, names[i], dlogits, expected, N, LIMIT(1e-6));
+    }
+}
+
+// L_affine with left-over pixels, clips and patches without a boundary, patches of one pixel; both terms, then each for itself
+static void test_affine_term(Test *t, const void *row) {
+    static const int sizes[][11] = { { 1, 1, 1, 1 }, { 4, 5, 3, 1 }, { 3, 7, 11, 3 }, { 2, 13, 6, 5 }, { 7, 10, 5, 5 }, { 1, 9, 16, 8 } };
+    (void)row;
+    for (int i = 0; i < (int)(sizeof sizes / sizeof sizes[0]); i++) {
+        Op *op = op_new(t, make_affine_term, sizes[i]);
+        AffineNet *f = (AffineNet *)(void *)op->model;
+        float *params = copy_of(t, f->net.params, f->net.num_params), *dlogits = op->x[0].grad;
+        op_check(op, 1e-6);
+        for (int term = 0; term < 2; term++) {
+            op->y.grad[term] = 1;
+            op->y.grad[1 - term] = 0;
+            op_run(op, 1);
+            if (op->y.data[term] != 0) expect(t, largest(dlogits, op->x[0].numel) > 1e-4, "there is a gradient");
+            if (IS_DOUBLE) op_differences(op);
+        }
+        expect_bits(t, "F is frozen", f->net.params, params, f->net.num_params);
+        // a network that moves nothing: ||0|| has the gradient 0, not NaN
+        memset(f->net.params + f->fc3.weight, 0, sizeof(float) * 6 * AFFINE_BOTTLENECK);
+        memset(f->net.params + f->fc3.bias, 0, sizeof(float) * 6);
+        op_run(op, 1);
+        expect(t, op->y.data[0] == 0 && op->y.data[1] == 0, "no map, no loss");
+        expect(t, largest(dlogits, op->x[0].numel) == 0, "no map, no gradient");
+        op_free(op);
+    }
+}
+
+// The boundary file: masks that run out of the image, are empty or full; clips and patches without a boundary; left-over pixels
+static const SafeTensor *boundary_tensor(Test *t, const SafeTensors *st, const char *name, size_t n, float *out) {
+    const SafeTensor *golden = safetensors_find(st, name);
+    if (!golden || golden->numel != n) test_fail(t, "%s is not in the golden file", name);
+    else if (out) golden_copy(out, golden, 0);
+    return golden && golden->numel == n ? golden : NULL;
+}
+
+static void test_boundary(Test *t, const void *row) {
+    enum { B = 3, H = 50, W = 72, Q = 16, PIXELS = H * W, N = B * PIXELS };
+    static const char *const masks[10] = { "inside", "border", "corner", "last_row", "pixel", "hole", "stripe", "noise", "empty", "full" };
+    char path[1024], err[512], name[64];
+    SafeTensors st;
+    (void)row;
+    snprintf(path, sizeof path, "%s/boundary.safetensors", t->golden);
+    if (safetensors_open(&st, path, err, sizeof err) != 0) {
+        snprintf(t->skipped, sizeof t->skipped, "%.250s", err);
+        return;
+    }
+    float *mask = tensor(t, PIXELS), *expected_edge = tensor(t, PIXELS), *edge = tensor(t, PIXELS);
+    for (int i = 0; i < 10; i++) {
+        snprintf(name, sizeof name, "sobel.%s.mask", masks[i]);
+        const SafeTensor *golden = boundary_tensor(t, &st, name, PIXELS, mask);
+        snprintf(name, sizeof name, "sobel.%s.edge", masks[i]);
+        if (!golden || !boundary_tensor(t, &st, name, PIXELS, expected_edge)) continue;
+        sobel_edges(edge, mask, 1, H, W);
+        expect_bits(t, name, edge, expected_edge, PIXELS);
+    }
+
+    float *logits = tensor(t, N), *target = tensor(t, N), *first = tensor(t, N), *expected = tensor(t, N), *dlogits = tensor(t, N);
+    double of_target, of_first, on, loss;
+    int kept[B] = { 0, 0, 0 };
+    AffineNet f;
+    AffineTerm a;
+    const SafeTensor *patches = boundary_tensor(t, &st, "affine.kept", B, NULL);
+    int complete = patches && boundary_tensor(t, &st, "affine.logits", N, logits) && boundary_tensor(t, &st, "affine.target", N, target)
+                && boundary_tensor(t, &st, "affine.first", N, first) && boundary_tensor(t, &st, "affine.grad_logits", N, expected);
+    if (complete) {
+        hash_affine(&f, Q);
+        affine_forward(&of_target, &of_first, &a, logits, target, first, &f, B, H, W);
+        for (int i = 0, per_clip = (H / Q) * (W / Q); i < B * per_clip; i++) kept[i / per_clip] += a.weight[i] > 0;
+        for (int b = 0; b < B; b++) expect(t, kept[b] == (int)safetensors_value(patches, (size_t)b), "as many patches are kept");
+        affine_backward(dlogits, AFFINE_TARGET, AFFINE_FIRST, &a, &f, B, H, W);
+        affine_term_free(&a);
+        affine_free(&f);
+        check_guards(t, "affine_backward");
+        compare_loss(t, &st, "loss.affine_t", of_target);
+        compare_loss(t, &st, "loss.affine_1", of_first);
+        compare_loss(t, &st, "loss.affine", AFFINE_TARGET * of_target + AFFINE_FIRST * of_first);
+        expect_close(t, "affine.grad_logits", dlogits, expected, N, LIMIT(3e-6));
+    }
+    if (complete && boundary_tensor(t, &st, "bce_edge.grad_logits", N, expected)) {
+        loss = edgeloss_forward(&on, logits, target, N);
+        edgeloss_backward(dlogits, on, logits, target, N);
+        check_guards(t, "edgeloss_backward");
+        compare_loss(t, &st, "loss.bce_edge", loss);
+        expect_close(t, "bce_edge.grad_logits", dlogits, expected, N, LIMIT(1e-6));
+    }
+    safetensors_close(&st);
+}
+
 // The statistics of BatchNorm's training mode, by the output and the running statistics that follow from them
 static void test_golden_batchnorm(Test *t, const void *row) {
     enum { N = 3 * 6 * 7, C = 5 };
@@ -1409,7 +1906,7 @@ static void test_golden_cosine(Test *t, const void *row) {
     }
 }
 
-static Config small_config(void) {
+static Config small_config(int edge_layers) {
     Config c;
     memset(&c, 0, sizeof c);
     for (int i = 0; i < 4; i++) {
@@ -1425,24 +1922,28 @@ static Config small_config(void) {
     c.d_state = 4;
     c.d_conv = 4;
     c.expand = 2;
+    c.edge_layers = edge_layers;
     snprintf(c.name, sizeof c.name, "small");
     snprintf(c.scans, sizeof c.scans, "fbs");
     return c;
 }
 
-// Ten steps with dropout, drop path and everything: twice, and with another number of threads, they are the same to the last bit,
-// and the loss of that one batch goes down.
+// Ten steps with dropout, drop path, boundary head, affine constraint: twice, and with another number of threads, they are the same to
+// the last bit, the loss of that one batch goes down, and no bit of the frozen network changes.
 static void test_ten_steps(Test *t, const void *row) {
     enum { B = 2, T = 3, H = 32, W = 40, STEPS = 10 };
-    Config config = small_config();
+    Config config = small_config(3);
     float *params[3] = { NULL, NULL, NULL }, *masks = tensor(t, B * T * H * W);
-    double losses[3][STEPS];
+    Losses losses[3][STEPS];
     size_t n = 0;
     Batch batch;
+    AffineNet f;
     (void)row;
+    hash_affine(&f, 8);
+    float *frozen = copy_of(t, f.net.params, f.net.num_params);
     batch_init(&batch, B, T, H, W);
     hash_clip(batch.input, masks, B, T, H, W);
-    for (int b = 0; b < B; b++) memcpy(batch.mask + b * H * W, masks + (b * T + T / 2) * H * W, H * W * sizeof(float));
+    clip_masks(batch.mask, batch.first_mask, masks, B, T, H * W);
     for (int run = 0; run < 3; run++) {
         Model m;
         set_threads(run == 2 ? 4 : 1);
@@ -1450,7 +1951,7 @@ static void test_ten_steps(Test *t, const void *row) {
         model_plan(&m, B, T, H, W, 1, 0, 0);
         for (int k = 0; k < STEPS; k++) {
             poison_arenas(&m);
-            losses[run][k] = train_step(&m, &batch, 1e-3);
+            losses[run][k] = train_step(&m, &f, &batch, 1e-3);
         }
         n = m.num_params;
         params[run] = copy_of(t, m.params, n);
@@ -1460,26 +1961,57 @@ static void test_ten_steps(Test *t, const void *row) {
     expect_bits(t, "parameters after ten steps, run again", params[1], params[0], n);
     expect_bits(t, "parameters after ten steps, four threads", params[2], params[0], n);
     expect(t, memcmp(losses[0], losses[1], sizeof losses[0]) == 0 && memcmp(losses[0], losses[2], sizeof losses[0]) == 0, "the same losses");
-    expect(t, losses[0][STEPS - 1] < losses[0][0], "the loss goes down");
+    expect_bits(t, "the frozen network", f.net.params, frozen, f.net.num_params);
+    expect(t, !f.net.grads && !f.net.adam_m && f.net.step == 0, "the frozen network has no gradients");
+    affine_free(&f);
+    for (int k = 0; k < STEPS; k++) {
+        const Losses *l = &losses[0][k];
+        expect(t, isfinite(l->total) && l->seg > 0 && l->edge > 0 && l->affine_target > 0 && l->affine_first > 0, "every part of the loss is there");
+    }
+    expect(t, losses[0][STEPS - 1].total < losses[0][0].total, "the loss goes down");
     expect(t, largest(params[0], n) < 1e3, "the parameters are finite");
 }
 
-// The gradient of the whole model, with dropout and drop path on, along one random direction in each of its tensors and in the input
-static void test_model_differences(Test *t, const void *row) {
+// The gradient of the whole model, with dropout and drop path on, along one random direction in each of its tensors and in the input:
+// without a boundary head, with both kinds of one, and of the affine term alone, which reaches stage 1 through the frozen network only
+typedef struct { const char *name; int edge_layers, patch, affine_alone; } DifferencesRow;
+static const DifferencesRow DIFFERENCES[4] = { { "mask", 0, 0, 0 }, { "edge_1", 1, 0, 0 }, { "total", 3, 7, 0 }, { "affine", 3, 7, 1 } };
+
+static double differences_loss(const DifferencesRow *row, float *dlogits, float *dedge, const Model *m, const AffineNet *f,
+                               const float *mask, const float *first_mask) {
+    size_t n = (size_t)m->B * (size_t)m->H * (size_t)m->W;
+    Losses l = loss_and_gradient(dlogits, dedge, m, row->patch ? f : NULL, mask, first_mask);
+    if (!row->affine_alone) return l.total;
+    float *edge = malloc_floats(2 * n);
+    double target, first;
+    AffineTerm a;
+    sobel_edges(edge, mask, m->B, m->H, m->W);
+    sobel_edges(edge + n, first_mask, m->B, m->H, m->W);
+    affine_forward(&target, &first, &a, m->edge_logits, edge, edge + n, f, m->B, m->H, m->W);
+    affine_backward(dedge, AFFINE_TARGET, AFFINE_FIRST, &a, f, m->B, m->H, m->W);
+    affine_term_free(&a);
+    free(edge);
+    fill(dlogits, n, 0);
+    return l.affine;
+}
+
+static void test_model_differences(Test *t, const void *data) {
     enum { B = 2, T = 2, H = 33, W = 39, N = B * H * W, INPUTS = B * T * H * W * 3 };
-    Config config = small_config();
-    const double step = 1e-5;
-    double sums[3 * B];
+    const DifferencesRow *row = (const DifferencesRow *)data;
+    Config config = small_config(row->edge_layers);
+    const double limit = 1e-6;
     float *input = tensor(t, INPUTS), *dinput = tensor(t, INPUTS), *masks = tensor(t, N * T);
-    float *target = tensor(t, N), *weight = tensor(t, N), *dlogits = tensor(t, N);
+    float *target = tensor(t, N), *first = tensor(t, N), *dlogits = tensor(t, N), *dedge = tensor(t, N);
+    int reached = 0;
     Model m;
-    (void)row;
+    AffineNet f;
     if (!IS_DOUBLE) {
         snprintf(t->skipped, sizeof t->skipped, "only in the double build");
         return;
     }
+    hash_affine(&f, 7);
     hash_clip(input, masks, B, T, H, W);
-    for (int b = 0; b < B; b++) memcpy(target + b * H * W, masks + (b * T + T / 2) * H * W, H * W * sizeof(float));
+    clip_masks(target, first, masks, B, T, H * W);
     model_init(&m, &config, 7);
     for (size_t i = 0; i < m.num_params; i++) m.params[i] += (float)(0.1 * hash_u(fnv1a32("params"), i));
     m.drop_path = 0.4f;
@@ -1487,9 +2019,8 @@ static void test_model_differences(Test *t, const void *row) {
     model_plan(&m, B, T, H, W, 1, 0, 0);
     poison_arenas(&m);
     model_forward(&m, input);
-    segloss_forward(weight, sums, m.logits, target, B, H, W, 0);
-    segloss_backward(dlogits, weight, sums, m.logits, target, B, H, W, 0);
-    model_backward(&m, dinput, dlogits, input);
+    differences_loss(row, dlogits, dedge, &m, &f, target, first);
+    model_backward(&m, dinput, dlogits, dedge, input);
     check_guards(t, "model_backward");
     for (int i = 0; i <= m.num_tensors; i++) {
         const Tensor *tensor_row = &m.tensors[i];
@@ -1498,42 +2029,36 @@ static void test_model_differences(Test *t, const void *row) {
         float *p = is_input ? input : m.params + tensor_row->offset, *g = is_input ? dinput : m.grads + tensor_row->offset;
         size_t numel = is_input ? (size_t)INPUTS : tensor_row->numel;
         uint32_t direction = fnv1a32(is_input ? "input direction" : tensor_row->name);
-        double slope = 0, size = 0, loss[2];
+        double slope = 0, size = 0, loss[2], error = NAN;
         for (size_t k = 0; k < numel; k++) {
             slope += (double)g[k] * hash_u(direction, k);
             size += fabs((double)g[k]);
         }
         float *kept = copy_of(t, p, numel);
-        for (int side = 0; side < 2; side++) {
-            for (size_t k = 0; k < numel; k++) p[k] = (float)((double)kept[k] + (side ? step : -step) * hash_u(direction, k));
-            model_forward(&m, input);
-            loss[side] = segloss_forward(weight, sums, m.logits, target, B, H, W, 0);
+        // if a ReLU has its kink between the two sides, a smaller step decides
+        for (double step = 1e-5; step > 5e-8 && !(error <= limit); step /= 10) {
+            for (int side = 0; side < 2; side++) {
+                for (size_t k = 0; k < numel; k++) p[k] = (float)((double)kept[k] + (side ? step : -step) * hash_u(direction, k));
+                model_forward(&m, input);
+                loss[side] = differences_loss(row, dlogits, dedge, &m, &f, target, first);
+            }
+            error = fabs((loss[1] - loss[0]) / (2 * step) - slope) / fmax(size, 1e-3);
         }
         memcpy(p, kept, numel * sizeof(float));
-        expect_error(t, is_input ? "input" : tensor_row->name, fabs((loss[1] - loss[0]) / (2 * step) - slope) / fmax(size, 1e-3), 1e-6);
+        expect_error(t, is_input ? "input" : tensor_row->name, error, limit);
+        if (is_input || !row->affine_alone) continue;
+        int on_its_way = strncmp(tensor_row->name, "edge_head.", 10) == 0 || strstr(tensor_row->name, "patch_embeddings.0.")
+                      || strstr(tensor_row->name, "block.0.") || strstr(tensor_row->name, "encoder.stages.0.");
+        reached += on_its_way && size > 1e-6;
+        expect(t, on_its_way || size == 0, "the affine term moves the boundary head and stage 1, nothing else");
     }
+    if (row->affine_alone) expect(t, reached > 30, "it reaches them");       // 62 tensors; the scans' own gradients are tiny
+    affine_free(&f);
     model_free(&m);
 }
 
 // ------------------------------------------------------------------------------------------------------------------
 // 7. Whole models against golden files
-
-// Element i of the tensor `key`, whose shape has `ndim` entries, from the hash: the rules by which the golden models got their
-// weights. The first rule that fits decides. Computed in double, then rounded to float32 (in the double build too).
-static double hash_weight(const char *key, uint32_t name_hash, int ndim, const int *shape, size_t numel, size_t i, int d_state) {
-    const char *dot = strrchr(key, '.'), *last = dot ? dot + 1 : key;
-    double u = hash_u(name_hash, i);
-    if (strcmp(last, "A_log") == 0 || strcmp(last, "A_b_log") == 0 || strcmp(last, "A_s_log") == 0) {
-        return log((double)(i % (size_t)d_state) + 1) + 0.1 * u;
-    }
-    if (strcmp(last, "D") == 0 || strcmp(last, "D_b") == 0 || strcmp(last, "D_s") == 0) return 1 + 0.2 * u;
-    if (strcmp(last, "running_mean") == 0) return 0.1 * u;
-    if (strcmp(last, "running_var") == 0) return 1 + 0.3 * u;
-    if (strcmp(last, "weight") == 0 && ndim == 1) return 1 + 0.2 * u;
-    if (ends_with(key, "dt_proj.bias") || ends_with(key, "dt_proj_b.bias") || ends_with(key, "dt_proj_s.bias")) return -2 + u;
-    if (strcmp(last, "bias") == 0) return 0.1 * u;
-    return u * sqrt(3.0 / ((double)numel / shape[0]));       // any other weight: uniform with variance 1 / fan_in
-}
 
 // [ sum x, sum |x|, sqrt(sum x^2), max |x|, sum x_i u(probe, i) ]: what golden files keep of a gradient
 static void statistics(double out[5], const float *x, size_t n, const char *probe) {
@@ -1573,7 +2098,7 @@ static int json_ints(const char *json, const char *key, int *out, int count) {
     return n == count;
 }
 
-typedef struct { int B, T, H, W, edge_layers, weighted, affine; } GoldenSizes;
+typedef struct { int B, T, H, W, weighted, patch; } GoldenSizes;   // patch: side of the affine term's patches, 0 without it
 
 // The configuration of a golden file; 0 if it has none that we know.
 static int golden_config(const SafeTensors *st, Config *c, GoldenSizes *s) {
@@ -1601,16 +2126,11 @@ static int golden_config(const SafeTensors *st, Config *c, GoldenSizes *s) {
     snprintf(c->name, sizeof c->name, "golden");
     snprintf(c->scans, sizeof c->scans, "fbs");
     if (scans && strncmp(scans, "\"none\"", 6) != 0) snprintf(c->scans, sizeof c->scans, "%.*s", (int)strcspn(scans + 1, "\""), scans + 1);
-    json_ints(json, "edge_layers", &s->edge_layers, 1);
+    const char *with_edge = json_member(json, "with_edge");
+    if (!json_ints(json, "edge_layers", &c->edge_layers, 1)) c->edge_layers = with_edge && strncmp(with_edge, "true", 4) == 0;
     s->weighted = bce && strncmp(bce, "\"weighted\"", 10) == 0;
-    s->affine = affine && affine[0] == '{';
+    if (affine && affine[0] == '{') json_ints(affine, "patch", &s->patch, 1);
     return ok;
-}
-
-// What PyTorch loses in float32 on this file, for one result; ours may lose five times as much.
-static double five_times(const SafeTensors *st, const char *key) {
-    const char *json = safetensors_metadata(st, "fp32_err"), *value = json ? json_member(json, key) : NULL;
-    return IS_DOUBLE ? 3e-7 : value ? 5 * strtod(value, NULL) : 1e-6;
 }
 
 static void compare_golden(Test *t, const SafeTensors *st, const char *name, const float *ours, size_t n, int channels_last, double limit) {
@@ -1624,19 +2144,10 @@ static void compare_golden(Test *t, const SafeTensors *st, const char *name, con
     expect_close(t, name, ours, expected, n, limit);
 }
 
-static void golden_weights(Model *m, const SafeTensors *st) {
-    for (int i = 0; i < m->num_tensors; i++) {
-        const Tensor *row = &m->tensors[i];
-        char name[160];
-        snprintf(name, sizeof name, "param.%s", row->name);
-        const SafeTensor *golden = safetensors_find(st, name);
-        uint32_t name_hash = fnv1a32(row->name);
-        float *p = (row->is_buffer ? m->buffers : m->params) + row->offset;
-        for (size_t k = 0; k < row->numel; k++) {
-            double value = golden && golden->numel == row->numel ? safetensors_value(golden, k)
-                         : hash_weight(row->name, name_hash, row->ndim, row->shape, row->numel, k, m->config.d_state);
-            p[k] = (float)round_to_float32(value);
-        }
+// Frames (B,T,3,H,W) as (B,T,H,W,3)
+static void golden_frames(float *out, const SafeTensor *golden, size_t pixels) {
+    for (size_t i = 0; i < golden->numel; i++) {
+        out[(i / (3 * pixels) * pixels + i % pixels) * 3 + i / pixels % 3] = (float)safetensors_value(golden, i);
     }
 }
 
@@ -1646,19 +2157,12 @@ static void golden_clip(const SafeTensors *st, float *frames, float *masks, cons
     size_t pixels = (size_t)s->H * (size_t)s->W, count = (size_t)(s->B * s->T);
     hash_clip(frames, masks, s->B, s->T, s->H, s->W);
     if (!input || !target || input->numel != count * 3 * pixels || target->numel != count * pixels) return;
-    for (size_t f = 0; f < count; f++) for (size_t i = 0; i < pixels; i++) {
-        masks[f * pixels + i] = (float)safetensors_value(target, f * pixels + i);
-        for (size_t c = 0; c < 3; c++) frames[(f * pixels + i) * 3 + c] = (float)safetensors_value(input, (f * 3 + c) * pixels + i);
-    }
-}
-
-// The boundary head reads the output of stage 1, so that without it the gradients of stage 1 are not those of the golden file.
-static int below_edge_head(const char *name) {
-    return strstr(name, "patch_embeddings.0.") || strstr(name, "block.0.") || strstr(name, "encoder.stages.0.");
+    golden_copy(masks, target, 0);
+    golden_frames(frames, input, pixels);
 }
 
 // All gradients against <prefix><key>: whole tensors, or the five statistics of each.
-static void compare_gradients(Test *t, const Model *m, const SafeTensors *st, const char *prefix, const GoldenSizes *s, double limit) {
+static void compare_gradients(Test *t, const Model *m, const SafeTensors *st, const char *prefix, double limit) {
     const char *zero_grad = safetensors_metadata(st, "zero_grad");
     char name[160], quoted[160], probe[160];
     double most = 0;
@@ -1671,7 +2175,7 @@ static void compare_gradients(Test *t, const Model *m, const SafeTensors *st, co
     }
     for (int i = 0; i < m->num_tensors; i++) {
         const Tensor *row = &m->tensors[i];
-        if (row->is_buffer || (s->edge_layers > 0 && below_edge_head(row->name))) continue;
+        if (row->is_buffer) continue;
         const float *grad = m->grads + row->offset;
         snprintf(name, sizeof name, "%s%s", prefix, row->name);
         snprintf(quoted, sizeof quoted, "\"%s\"", row->name);
@@ -1692,33 +2196,75 @@ static void compare_gradients(Test *t, const Model *m, const SafeTensors *st, co
     }
 }
 
-// Forward and backward, the loss on target frames only as training does, and every gradient
-static void golden_training(Test *t, Model *m, const SafeTensors *st, const GoldenSizes *s, int weighted, const float *frames, const float *target,
-                            const char *loss_name, const char *prefix) {
-    const char *released = strncmp(prefix, "grad.", 5) == 0 ? NULL : weighted ? "b" : "a";
-    size_t n = (size_t)s->B * (size_t)s->H * (size_t)s->W, pixels = (size_t)s->H * (size_t)s->W;
-    float *weight = tensor(t, n), *dlogits = tensor(t, n);
+// Forward and backward as training does, the loss on target frames only: every part of the loss and every gradient
+static void golden_training(Test *t, Model *m, const SafeTensors *st, const GoldenSizes *s, const float *frames, const float *target,
+                            const float *first_mask) {
+    size_t n = (size_t)s->B * (size_t)s->H * (size_t)s->W;
+    float *dlogits = tensor(t, n), *dedge = tensor(t, n);
+    AffineNet f;
+    if (s->patch) hash_affine(&f, s->patch);
+    poison_arenas(m);
+    model_forward(m, frames);
+    Losses l = loss_and_gradient(dlogits, dedge, m, s->patch ? &f : NULL, target, first_mask);
+    compare_loss(t, st, "loss.total", l.total);
+    compare_loss(t, st, "loss.seg", l.seg);
+    compare_loss(t, st, "loss.bce_edge", l.edge);
+    compare_loss(t, st, "loss.affine", l.affine);
+    compare_loss(t, st, "loss.affine_t", l.affine_target);
+    compare_loss(t, st, "loss.affine_1", l.affine_first);
+    model_zero_grad(m);
+    model_backward(m, NULL, dlogits, dedge, frames);
+    check_guards(t, "model_backward");
+    compare_gradients(t, m, st, "grad.", five_times(st, "grad statistics (worst)"));
+    if (s->patch) affine_free(&f);
+}
+
+// The target frames of a golden tensor (B*T, 1, H, W)
+static float *golden_targets(Test *t, const SafeTensors *st, const char *name, const GoldenSizes *s) {
+    size_t pixels = (size_t)s->H * (size_t)s->W;
+    const SafeTensor *all = safetensors_find(st, name);
+    float *out = tensor(t, (size_t)s->B * pixels);
+    if (!all || all->numel != (size_t)(s->B * s->T) * pixels) test_fail(t, "%s is not in the golden file", name);
+    for (int b = 0; b < s->B && !t->failures; b++) {
+        size_t from = (size_t)(b * s->T + s->T / 2) * pixels;
+        for (size_t i = 0; i < pixels; i++) out[(size_t)b * pixels + i] = (float)safetensors_value(all, from + i);
+    }
+    return out;
+}
+
+// The released code's losses: L_seg plain (kind a) and weighted (b), without a boundary; or its total, of which only the gradients at
+// logits and edge are compared, since it has other terms than ours
+static void golden_released(Test *t, Model *m, const SafeTensors *st, const GoldenSizes *s, const char *kind, const float *frames,
+                            const float *target) {
+    int total = strcmp(kind, "total") == 0, weighted = kind[0] == 'b';
+    size_t pixels = (size_t)s->H * (size_t)s->W, n = (size_t)s->B * pixels, inputs = (size_t)(s->B * s->T) * pixels * 3;
+    char name[32];
+    snprintf(name, sizeof name, "grad_logits.%s", kind);
+    float *weight = tensor(t, n), *dlogits = golden_targets(t, st, name, s), *dedge = tensor(t, n), *dinput = tensor(t, inputs);
     double *sums = (double *)malloc_check(3 * (size_t)s->B * sizeof(double));
     poison_arenas(m);
     model_forward(m, frames);
-    double loss = segloss_forward(weight, sums, m->logits, target, s->B, s->H, s->W, weighted);
-    segloss_backward(dlogits, weight, sums, m->logits, target, s->B, s->H, s->W, weighted);
-    const SafeTensor *golden = safetensors_find(st, loss_name);
-    // a loss is a mean over many pixels, whose errors PyTorch may by luck have cancelled: so not less than the digits of a float
-    if (golden) expect_number(t, loss_name, loss, safetensors_value(golden, 0), fmax(five_times(st, loss_name), 3e-7));
-    else test_fail(t, "%s is not in the golden file", loss_name);
-    for (int b = 0; b < s->B && released; b++) {
-        char name[32];
-        snprintf(name, sizeof name, "grad_logits.%s", released);
-        const SafeTensor *all = safetensors_find(st, name);
-        float *expected = tensor(t, pixels);
-        for (size_t i = 0; i < pixels && all; i++) expected[i] = (float)safetensors_value(all, (size_t)(b * s->T + s->T / 2) * pixels + i);
-        if (all) expect_close(t, name, dlogits + (size_t)b * pixels, expected, pixels, LIMIT(5e-6));
+    fill(dedge, n, 0);
+    if (total) {
+        dedge = golden_targets(t, st, "grad_edge.total", s);
+    } else {
+        float *expected = copy_of(t, dlogits, n);
+        double loss = segloss_forward(weight, sums, m->logits, target, s->B, s->H, s->W, weighted);
+        compare_loss(t, st, weighted ? "loss.structure_b" : "loss.structure_a", loss);
+        segloss_backward(dlogits, weight, sums, m->logits, target, s->B, s->H, s->W, weighted);
+        expect_close(t, name, dlogits, expected, n, LIMIT(5e-6));
     }
     model_zero_grad(m);
-    model_backward(m, NULL, dlogits, frames);
+    model_backward(m, dinput, dlogits, dedge, frames);
     check_guards(t, "model_backward");
-    compare_gradients(t, m, st, prefix, s, released ? LIMIT(4e-5) : five_times(st, "grad statistics (worst)"));
+    snprintf(name, sizeof name, "grad%s.", total ? "" : kind);
+    compare_gradients(t, m, st, name, LIMIT(4e-5));
+    const SafeTensor *golden = safetensors_find(st, "grad_input");
+    if (total && golden && golden->numel == inputs) {
+        float *expected = tensor(t, inputs);
+        golden_frames(expected, golden, pixels);
+        expect_close(t, "grad_input", dinput, expected, inputs, LIMIT(4e-5));
+    } else expect(t, !total, "grad_input is in the golden file");
     free(sums);
 }
 
@@ -1740,8 +2286,9 @@ static void golden_model(Test *t, const char *path) {
     int released = safetensors_metadata(&st, "config") == NULL;
     size_t pixels = (size_t)s.H * (size_t)s.W, frame_count = (size_t)(s.B * s.T), E = (size_t)config.decoder_dim;
     float *frames = tensor(t, frame_count * pixels * 3), *masks = tensor(t, frame_count * pixels), *target = tensor(t, (size_t)s.B * pixels);
+    float *first_mask = tensor(t, (size_t)s.B * pixels);
     golden_clip(&st, frames, masks, &s);
-    for (int b = 0; b < s.B; b++) memcpy(target + (size_t)b * pixels, masks + (size_t)(b * s.T + s.T / 2) * pixels, pixels * sizeof(float));
+    clip_masks(target, first_mask, masks, s.B, s.T, pixels);
     model_init(&m, &config, 1);
     m.dropout = m.drop_path = 0;
     m.weighted_bce = s.weighted;
@@ -1754,6 +2301,7 @@ static void golden_model(Test *t, const char *path) {
     poison_arenas(&m);
     model_forward(&m, frames);
     compare_golden(t, &st, "logits", m.logits, frame_count * pixels, 0, five_times(&st, "logits"));
+    if (config.edge_layers) compare_golden(t, &st, "edge", m.edge_logits, frame_count * pixels, 0, five_times(&st, "edge"));
     for (int i = 0; i < 4; i++) {
         const Stage *stage = &m.stages[i];
         size_t n = frame_count * (size_t)stage->P * (size_t)stage->C;
@@ -1785,19 +2333,22 @@ static void golden_model(Test *t, const char *path) {
     compare_golden(t, &st, mean_after, m.buffers + m.running_mean, E, 0, five_times(&st, mean_after));
     compare_golden(t, &st, var_after, m.buffers + m.running_var, E, 0, five_times(&st, var_after));
     expect(t, m.batches_tracked == 1, "one batch was counted");
-    float *logits = copy_of(t, m.logits, frame_count * pixels);
+    float *logits = copy_of(t, m.logits, frame_count * pixels), *edge = NULL;
+    if (config.edge_layers) edge = copy_of(t, m.edge_logits, frame_count * pixels);
 
     // Training as it is done: target frames only, with another number of threads.
     set_threads(4);
     model_plan(&m, s.B, s.T, s.H, s.W, 1, 0, 0);
     if (released) {
-        golden_training(t, &m, &st, &s, 0, frames, target, "loss.structure_a", "grada.");
-        golden_training(t, &m, &st, &s, 1, frames, target, "loss.structure_b", "gradb.");
+        static const char *const kinds[3] = { "a", "b", "total" };
+        for (int i = 0; i < 3; i++) golden_released(t, &m, &st, &s, kinds[i], frames, target);
     } else {
-        golden_training(t, &m, &st, &s, s.weighted, frames, target, "loss.seg", "grad.");
+        golden_training(t, &m, &st, &s, frames, target, first_mask);
     }
     for (int b = 0; b < s.B; b++) {
-        expect_bits(t, "logits of target frames only", m.logits + (size_t)b * pixels, logits + (size_t)(b * s.T + s.T / 2) * pixels, pixels);
+        size_t ours = (size_t)b * pixels, all = (size_t)(b * s.T + s.T / 2) * pixels;
+        expect_bits(t, "logits of target frames only", m.logits + ours, logits + all, pixels);
+        if (edge) expect_bits(t, "edge logits of target frames only", m.edge_logits + ours, edge + all, pixels);
     }
 
     // Evaluation, with the running statistics from before.
@@ -1815,9 +2366,86 @@ static void golden_model(Test *t, const char *path) {
         expect_bits(t, "evaluation of target frames only", m.logits + (size_t)b * pixels, logits + (size_t)(b * s.T + s.T / 2) * pixels, pixels);
     }
     expect_bits(t, "evaluation leaves the running statistics alone", m.buffers, buffers, m.num_buffers);
-    if (s.edge_layers || s.affine) {
-        printf("      %s: not compared: edge logits, edge and affine loss, their sum, gradients of stage 1 and of the edge head\n", t->name);
+    model_free(&m);
+    safetensors_close(&st);
+}
+
+// Ten steps of Adam against PyTorch: every part of the loss before each and after the last, then parameters and running statistics
+static void test_trajectory(Test *t, const void *row) {
+    enum { STEPS = 10 };
+    static const char *const parts[4] = { "loss.total", "loss.seg", "loss.bce_edge", "loss.affine" };
+    char path[1024], err[512], name[160], probe[160], what[64];
+    SafeTensors st;
+    Config config;
+    GoldenSizes s;
+    Model m;
+    AffineNet f;
+    Batch batch;
+    (void)row;
+    snprintf(path, sizeof path, "%s/hash_trajectory.safetensors", t->golden);
+    if (safetensors_open(&st, path, err, sizeof err) != 0) {
+        snprintf(t->skipped, sizeof t->skipped, "%.250s", err);
+        return;
     }
+    const char *zero_grad = safetensors_metadata(&st, "zero_grad");
+    int complete = golden_config(&st, &config, &s) && s.patch && zero_grad;
+    for (int i = 0; i < 4 && complete; i++) {
+        const SafeTensor *golden = safetensors_find(&st, parts[i]);
+        complete = golden && golden->numel == STEPS + 1;
+    }
+    expect(t, complete, "the file has configuration, losses and the list of zero gradients");
+    if (!complete) {
+        safetensors_close(&st);
+        return;
+    }
+    size_t pixels = (size_t)s.H * (size_t)s.W;
+    float *masks = tensor(t, (size_t)(s.B * s.T) * pixels);
+    batch_init(&batch, s.B, s.T, s.H, s.W);
+    hash_clip(batch.input, masks, s.B, s.T, s.H, s.W);
+    clip_masks(batch.mask, batch.first_mask, masks, s.B, s.T, pixels);
+    hash_affine(&f, s.patch);
+    model_init(&m, &config, 1);
+    m.dropout = m.drop_path = 0;
+    m.weighted_bce = s.weighted;
+    golden_weights(&m, NULL);
+    model_plan(&m, s.B, s.T, s.H, s.W, 1, 0, 0);
+    double limit = five_times(&st, "param statistics (worst)");
+    float *last = tensor(t, m.num_params), *start = copy_of(t, m.params, m.num_params);
+    for (int k = 0; k <= STEPS; k++) {         // the step after the last serves for its loss only
+        memcpy(last, m.params, m.num_params * sizeof(float));
+        poison_arenas(&m);
+        Losses l = train_step(&m, &f, &batch, 1e-3);
+        const double losses[4] = { l.total, l.seg, l.edge, l.affine };
+        for (int i = 0; i < 4; i++) {          // float32 PyTorch: 4e-7 in the total
+            snprintf(what, sizeof what, "%s before step %d", parts[i], k + 1);
+            expect_number(t, what, losses[i], safetensors_value(safetensors_find(&st, parts[i]), (size_t)k), IS_DOUBLE ? 1e-8 : 2e-6);
+        }
+        for (int i = 0; i < m.num_tensors; i++) {
+            // Of a gradient that is zero Adam makes steps from rounding noise. No output depends on these parameters, but one of them
+            // shifts a running mean: they are held.
+            const Tensor *tensor_row = &m.tensors[i];
+            snprintf(name, sizeof name, "\"%s\"", tensor_row->name);
+            if (!strstr(zero_grad, name)) continue;
+            memcpy(m.params + tensor_row->offset, start + tensor_row->offset, tensor_row->numel * sizeof(float));
+        }
+    }
+    // float32 PyTorch's elements of the parameters differ by 3e-5 after the ten steps
+    compare_golden(t, &st, "bn.running_mean_after", m.buffers + m.running_mean, (size_t)config.decoder_dim, 0, LIMIT(3e-5));
+    compare_golden(t, &st, "bn.running_var_after", m.buffers + m.running_var, (size_t)config.decoder_dim, 0, LIMIT(3e-5));
+    for (int i = 0; i < m.num_tensors; i++) {
+        const Tensor *tensor_row = &m.tensors[i];
+        double ours[5];
+        snprintf(name, sizeof name, "\"%s\"", tensor_row->name);
+        if (tensor_row->is_buffer || strstr(zero_grad, name)) continue;
+        snprintf(name, sizeof name, "param.%s", tensor_row->name);
+        snprintf(probe, sizeof probe, "probe.%s", tensor_row->name);
+        const SafeTensor *golden = safetensors_find(&st, name);
+        statistics(ours, last + tensor_row->offset, tensor_row->numel, probe);
+        if (golden) expect_error(t, name, statistics_error(ours, golden), IS_DOUBLE ? 2e-8 : limit);
+        else test_fail(t, "%s is not in the golden file", name);
+    }
+    batch_free(&batch);
+    affine_free(&f);
     model_free(&m);
     safetensors_close(&st);
 }
@@ -1833,11 +2461,254 @@ static void test_model(Test *t, const void *row) {
 }
 
 // ------------------------------------------------------------------------------------------------------------------
-// 8. Files
+// 8. The trained inverse-transform network that `make data` leaves beside the synthetic shard: does F know what it is to know?
+
+#define AFFINE_FILE "data/phantom_train_affine.safetensors"
+#define UNSEEN_FILE "data/phantom_val.bin"     // videos that its training did not see
+
+typedef struct {
+    AffineNet f;
+    int n;                                     // patches with a boundary: of the unseen masks, then as many of drawn ellipses
+    float *patches, *boundary;                 // (n, q^2); (n) their pixels that are boundary
+    double held_out;                           // mean squared error over that of the predictor theta = I, as its file states
+} Trained;
+
+// Appends the patches of n boundary maps (H, W), cut as in training, that are not empty
+static void add_patches(Trained *net, const float *edge, int n, int H, int W, int most) {
+    int q = net->f.q;
+    for (int i = 0; i < patches_of(n, H, W, q) && net->n < most; i++) {
+        float *patch = net->patches + (size_t)net->n * (size_t)(q * q), sum = 0;
+        for (int k = 0; k < q * q; k++) sum += patch[k] = edge[patch_row(i, k / q, H, W, q) + (size_t)(k % q)];
+        net->boundary[net->n] = sum;
+        net->n += sum > 0;
+    }
+}
+
+// An ellipse (or a rectangle) around (cx, cy), turned by `angle`
+static void draw_shape(float *mask, int H, int W, double cx, double cy, double rx, double ry, double angle, int rectangle) {
+    for (int y = 0; y < H; y++) for (int x = 0; x < W; x++) {
+        double dx = x + 0.5 - cx, dy = y + 0.5 - cy, u = (dx * cos(angle) + dy * sin(angle)) / rx, v = (dy * cos(angle) - dx * sin(angle)) / ry;
+        mask[y * W + x] = rectangle ? fmax(fabs(u), fabs(v)) < 1 : u * u + v * v < 1;
+    }
+}
+
+static int trained_open(Test *t, Trained *net) {
+    enum { MOST = 600 };
+    char err[512];
+    SafeTensors st;
+    Shard shard;
+    if (safetensors_open(&st, AFFINE_FILE, err, sizeof err) != 0 || shard_open(&shard, UNSEEN_FILE, err, sizeof err) != 0) {
+        snprintf(t->skipped, sizeof t->skipped, "%.180s (`make data` makes it)", err);
+        return 0;
+    }
+    const SafeTensor *fc1 = safetensors_find(&st, "affine.fc1.weight");
+    const char *held_out = safetensors_metadata(&st, "held_out_ratio");
+    net->held_out = held_out ? strtod(held_out, NULL) : NAN;
+    affine_load(&net->f, AFFINE_FILE, fc1 ? (int)(sqrt((double)fc1->shape[1] / 2) + 0.5) : 1);
+    safetensors_close(&st);
+    int H = shard.H, W = shard.W;
+    size_t pixels = (size_t)(H * W);
+    float *mask = tensor(t, pixels), *edge = tensor(t, pixels);
+    net->n = 0;
+    net->patches = tensor(t, (size_t)(MOST * net->f.q * net->f.q));
+    net->boundary = tensor(t, MOST);
+    for (int f = 0; f < shard.frames; f += 2) {
+        for (size_t i = 0; i < pixels; i++) mask[i] = (float)(shard_mask(&shard, f)[i] / 255.0);
+        sobel_edges(edge, mask, 1, H, W);
+        add_patches(net, edge, 1, H, W, MOST / 2);
+    }
+    for (uint64_t i = 0; i < 1000; i++) {
+        double u[5];
+        for (uint64_t k = 0; k < 5; k++) u[k] = hash_u(fnv1a32("ellipse"), 5 * i + k);
+        draw_shape(mask, H, W, W * (0.5 + 0.2 * u[0]), H * (0.5 + 0.2 * u[1]), W * (0.2 + 0.1 * u[2]), H * (0.2 + 0.1 * u[3]), 3.2 * u[4], 0);
+        sobel_edges(edge, mask, 1, H, W);
+        add_patches(net, edge, 1, H, W, MOST);
+    }
+    shard_close(&shard);
+    expect(t, net->n > MOST * 3 / 4, "there are patches with a boundary");
+    return 1;
+}
+
+// theta: rotation within 15 degrees, scale 0.8 ... 1.25, shear within 10 degrees, shift within a fifth of the side
+static void draw_theta(double theta[6], uint64_t i) {
+    double u[5], degree = 3.14159265358979 / 180;
+    for (uint64_t k = 0; k < 5; k++) u[k] = hash_u(fnv1a32("theta"), 5 * i + k);
+    double angle = 15 * degree * u[0], scale = 1.025 + 0.225 * u[1], shear = tan(10 * degree * u[2]);
+    theta[0] = scale * cos(angle);
+    theta[1] = scale * (cos(angle) * shear - sin(angle));
+    theta[2] = 0.4 * u[3];                     // the side is 2 long
+    theta[3] = scale * sin(angle);
+    theta[4] = scale * (sin(angle) * shear + cos(angle));
+    theta[5] = 0.4 * u[4];
+}
+
+// e'(x, y) = e(theta (x, y, 1)) in coordinates from -1 to 1 over the patch, bilinear, zeros outside
+static void warp(float *out, const float *patch, int q, const double theta[6]) {
+    for (int i = 0; i < q; i++) for (int j = 0; j < q; j++) {
+        double x = (2 * j + 1.0) / q - 1, y = (2 * i + 1.0) / q - 1, sum = 0;
+        double from_x = ((theta[0] * x + theta[1] * y + theta[2] + 1) * q - 1) / 2;
+        double from_y = ((theta[3] * x + theta[4] * y + theta[5] + 1) * q - 1) / 2;
+        for (int k = 0; k < q * q; k++) {
+            double w = fmax(0, 1 - fabs(from_x - k % q)) * fmax(0, 1 - fabs(from_y - k / q));
+            sum += w * (double)patch[k];
+        }
+        out[i * q + j] = (float)sum;
+    }
+}
+
+// out (n, 6) = F(patch, patch warped by theta (n, 6)), or F(patch, patch) if theta is NULL
+static float *trained_run(Test *t, const Trained *net, const double *theta) {
+    int q2 = net->f.q * net->f.q;
+    size_t n = (size_t)net->n;
+    float *inp = tensor(t, n * 2 * (size_t)q2), *h1 = tensor(t, n * AFFINE_HIDDEN), *h2 = tensor(t, n * AFFINE_BOTTLENECK), *out = tensor(t, n * 6);
+    for (int i = 0; i < net->n; i++) {
+        const float *patch = net->patches + (size_t)(i * q2);
+        memcpy(inp + (size_t)(2 * i * q2), patch, (size_t)q2 * sizeof(float));
+        if (theta) warp(inp + (size_t)((2 * i + 1) * q2), patch, net->f.q, theta + 6 * i);
+        else memcpy(inp + (size_t)((2 * i + 1) * q2), patch, (size_t)q2 * sizeof(float));
+    }
+    affine_net_forward(out, h1, h2, inp, &net->f, net->n);
+    return out;
+}
+
+// The warp of pairs is read from them: on unseen masks and on ellipses the squared error is near the one that the training found for
+// patches it held back, and far below that of theta = I. A patch with little boundary in it cannot tell much, one with more must.
+static void test_affine_recovery(Test *t, const void *row) {
+    char what[96];
+    Trained net;
+    (void)row;
+    if (!trained_open(t, &net)) return;
+    double *theta = (double *)malloc_check(sizeof(double) * 6 * (size_t)net.n);
+    for (int i = 0; i < net.n; i++) draw_theta(theta + 6 * i, (uint64_t)i);
+    const float *out = trained_run(t, &net, theta);
+    check_guards(t, "affine_net_forward");
+    for (int part = 0; part < 2; part++) {
+        double error[2][6], trivial[2][6], all_error = 0, all_trivial = 0;     // of all patches; of those with twice a side of boundary
+        memset(error, 0, sizeof error);
+        memset(trivial, 0, sizeof trivial);
+        for (int i = part * net.n / 2; i < (part + 1) * net.n / 2; i++) for (int k = 0; k < 6; k++) {
+            double map = theta[6 * i + k] - (k % 4 == 0), difference = (double)out[6 * i + k] - map;
+            for (int rich = 0; rich <= (net.boundary[i] >= 2 * net.f.q); rich++) {
+                error[rich][k] += difference * difference;
+                trivial[rich][k] += map * map;
+            }
+        }
+        for (int k = 0; k < 6; k++) {
+            all_error += error[0][k];
+            all_trivial += trivial[0][k];
+            snprintf(what, sizeof what, "%s: parameter %d, patches with much boundary", part ? "ellipses" : "unseen masks", k + 1);
+            expect_error(t, what, error[1][k] / trivial[1][k], 0.4);
+        }
+        snprintf(what, sizeof what, "%s: all, against the trivial predictor", part ? "ellipses" : "unseen masks");
+        expect_error(t, what, all_error / all_trivial, 0.3);
+        snprintf(what, sizeof what, "%s: the same against the error that its file states", part ? "ellipses" : "unseen masks");
+        expect_error(t, what, all_error / all_trivial / net.held_out, 1.5);    // NaN if it states none
+    }
+    free(theta);
+    affine_free(&net.f);
+}
+
+// A boundary and itself: F has to say identity. Its answer is never 0, since it errs; but it has to be small beside the maps that move
+// a patch at random, and nearly always smaller than its answer to the patch so moved.
+static void test_affine_identity(Test *t, const void *row) {
+    Trained net;
+    (void)row;
+    if (!trained_open(t, &net)) return;
+    double *theta = (double *)malloc_check(sizeof(double) * 6 * (size_t)net.n);
+    for (int i = 0; i < net.n; i++) draw_theta(theta + 6 * i, (uint64_t)i);
+    const float *out = trained_run(t, &net, theta), *same = trained_run(t, &net, NULL);
+    for (int part = 0; part < 2; part++) {
+        double of_same = 0, of_maps = 0, less = 0;
+        for (int i = part * net.n / 2; i < (part + 1) * net.n / 2; i++) {
+            double norm = 0;
+            for (int k = 0; k < 6; k++) norm += (theta[6 * i + k] - (k % 4 == 0)) * (theta[6 * i + k] - (k % 4 == 0));
+            of_maps += sqrt(norm);
+            of_same += norm6(same + 6 * i);
+            less += norm6(same + 6 * i) < norm6(out + 6 * i);
+        }
+        expect_error(t, part ? "ellipses: ||F(e, e)|| against ||theta - I||" : "unseen masks: ||F(e, e)|| against ||theta - I||",
+                     of_same / of_maps, 0.45);
+        expect_error(t, "||F(e, e)|| is not less than ||F(e, warped e)||: part", 1 - less / (net.n / 2), 0.2);
+    }
+    free(theta);
+    affine_free(&net.f);
+}
+
+// Gradient descent on nothing but the logits of a boundary, and on nothing but L_affine: its first term draws a boundary that is off by
+// two or three pixels, in any direction, to the target's, its second drives it from the first frame's. What moves is the mean position of
+// the boundary's probability.
+static void mean_position(double mean[2], const float *logits, int q) {
+    double sum = 0;
+    mean[0] = mean[1] = 0;
+    for (int i = 0; i < q * q; i++) {
+        double p = 1 / (1 + exp(-(double)logits[i]));
+        sum += p;
+        mean[0] += p * (i % q);
+        mean[1] += p * (i / q);
+    }
+    mean[0] /= sum;
+    mean[1] /= sum;
+}
+
+static const int PULL_PUSH[2] = { 0, 1 };
+
+static void test_affine_descent(Test *t, const void *row) {
+    enum { STEPS = 20, SHIFTS = 8, SHAPES = 4 };     // shifts by two and three pixels of 16; ellipses, then rectangles
+    int push = *(const int *)row, fell = 0, right = 0;
+    double moved = 0, wanted = 0;
+    Trained net;
+    if (!trained_open(t, &net)) return;
+    int q = net.f.q, n = q * q;
+    // The logits' gradient falls with the number of their pixels, and is a hundred times smaller for the second term.
+    double d_target = push ? 0 : AFFINE_TARGET, d_first = push ? AFFINE_FIRST : 0, rate = 30 * (n / 256.0) * (push ? 25 : 1);
+    float *mask = tensor(t, (size_t)n), *true_edge = tensor(t, (size_t)n), *none = tensor(t, (size_t)n), *edge = tensor(t, (size_t)n);
+    float *logits = tensor(t, (size_t)n), *dlogits = tensor(t, (size_t)n);
+    fill(none, (size_t)n, 0);
+    for (int shape = 0; shape < SHAPES; shape++) for (int shift = 0; shift < SHIFTS; shift++) {
+        double angle = 3.14159265358979 * (shift + 0.5 * (shape % 2)) / 4, distance = (shift % 2 ? 3 : 2) * q / 16.0, dx = distance * cos(angle), dy = distance * sin(angle);
+        double rx = 0.27 * q, ry = (shape % 2 ? 0.2 : 0.27) * q, before[2], after[2], aim[2], loss[2] = { 0, 0 };
+        int rectangle = shape / 2;
+        draw_shape(mask, q, q, q / 2.0, q / 2.0, rx, ry, 0, rectangle);
+        sobel_edges(true_edge, mask, 1, q, q);
+        for (int i = 0; i < n; i++) logits[i] = 6 * true_edge[i] - 3;
+        mean_position(aim, logits, q);
+        draw_shape(mask, q, q, q / 2.0 + dx, q / 2.0 + dy, rx, ry, 0, rectangle);
+        sobel_edges(edge, mask, 1, q, q);
+        for (int i = 0; i < n; i++) logits[i] = 6 * edge[i] - 3;       // p is 0.05 or 0.95
+        mean_position(before, logits, q);
+        for (int step = 0; step <= STEPS; step++) {
+            double target, first;
+            AffineTerm a;
+            affine_forward(&target, &first, &a, logits, push ? none : true_edge, push ? true_edge : none, &net.f, 1, q, q);
+            affine_backward(dlogits, d_target, d_first, &a, &net.f, 1, q, q);
+            affine_term_free(&a);
+            loss[step > 0] = d_target * target + d_first * first;
+            for (int i = 0; i < n; i++) logits[i] -= (float)rate * dlogits[i];
+        }
+        check_guards(t, "affine_backward");
+        mean_position(after, logits, q);
+        double product = 0;
+        for (int k = 0; k < 2; k++) {
+            product += (after[k] - before[k]) * (aim[k] - before[k]);
+            wanted += (aim[k] - before[k]) * (aim[k] - before[k]);
+        }
+        moved += product;
+        fell += loss[1] < loss[0];
+        right += push ? product < 0 : product > 0;
+    }
+    expect(t, fell == SHAPES * SHIFTS, "the loss falls in every descent");
+    expect_error(t, push ? "shifts that do not grow" : "shifts that do not shrink", SHAPES * SHIFTS - right, SHAPES * SHIFTS / 10);
+    expect(t, push ? moved < 0 : moved > 0.1 * wanted, push ? "pushed away" : "a tenth of the way at least");
+    if (t->verbose) printf("      moved by %.3f of the shift; %d of %d the right way\n", moved / wanted, right, SHAPES * SHIFTS);
+    affine_free(&net.f);
+}
+
+// ------------------------------------------------------------------------------------------------------------------
+// 9. Files
 
 // Resizing against Pillow: one grey level of difference is allowed, and rare.
-// Two videos of 3 and 1 frames in memory: which frames make a clip, at the ends of a video and for every T; flips that frames
-// and mask share; the order of an epoch.
+// Two videos of 3 and 1 frames in memory: which frames make a clip, at the ends of a video and for every T; masks of its target frame
+// and of its first, which at a video's start and for T = 1 are the same; flips that frames and masks share; the order of an epoch.
 static void test_clips(Test *t, const void *row) {
     enum { H = 5, W = 7, FRAMES = 4, MOST = 5 };
     static const int offsets[MOST][MOST] = { { 0 }, { -1, 0 }, { -1, 0, 1 }, { -2, -1, 0, 1 }, { -2, -1, 0, 1, 2 } };
@@ -1875,7 +2746,10 @@ static void test_clips(Test *t, const void *row) {
                             double want = (rgb[frame][yf][xf][c] / 255.0 - mean[c]) / std[c];
                             error = fmax(error, fabs(want - (double)batch.input[((size_t)b * T * H * W + (size_t)k) * 3 + (size_t)c]));
                         }
-                        if (k < H * W) error = fmax(error, fabs(masks[b][yf][xf] / 255.0 - (double)batch.mask[b * H * W + k]));
+                        if (k < H * W) {       // masks of the target frame and of the clip's first
+                            error = fmax(error, fabs(masks[b][yf][xf] / 255.0 - (double)batch.mask[b * H * W + k]));
+                            error = fmax(error, fabs(masks[frame][yf][xf] / 255.0 - (double)batch.first_mask[b * H * W + k]));
+                        }
                     }
                     if (error < least) least = error, best = flip;
                 }
@@ -1952,29 +2826,30 @@ static void test_drop(Test *t, const void *row) {
     free(input);
 }
 
-// What the planning pass found must be what forward and backward take, for every set of scans and with drop path.
+// What the planning pass found must be what forward and backward take, for every set of scans, every boundary head and with drop path.
 static void test_plan(Test *t, const void *row) {
     static const char *const scans[5] = { "fbs", "fb", "f", "s", "" };
+    static const int edge_layers[3] = { 0, 1, 3 };
+    enum { B = 2, T = 3, H = 45, W = 37 };
+    float *input = (float *)calloc_check(B * T * H * W * 3, sizeof(float)), *dlogits = (float *)calloc_check(B * T * H * W, sizeof(float));
     (void)row;
-    for (int i = 0; i < 10; i++) {
+    for (int i = 0; i < 45; i++) {             // evaluation, training, training with the logits of all frames
         Config config = CONFIGS[0];
         Model m;
-        int training = i % 2, B = 2, T = 3, H = 45, W = 37;
+        config.edge_layers = edge_layers[i % 3];
         config.depths[0] = 2;                                          // drop path begins with the second block
-        strcpy(config.scans, scans[i / 2]);
+        strcpy(config.scans, scans[i / 9]);
         if (!config.scans[0]) memset(config.mamba_depths, 0, sizeof config.mamba_depths);
         model_init(&m, &config, 1);
-        model_plan(&m, B, T, H, W, training, 0, 0);
-        float *input = (float *)calloc((size_t)(B * T * H * W * 3), sizeof(float)), *dlogits = (float *)calloc((size_t)(B * H * W), sizeof(float));
-        if (!input || !dlogits) exit(1);
+        model_plan(&m, B, T, H, W, i / 3 % 3 > 0, i / 3 % 3 == 2, 0);
         model_forward(&m, input);
-        if (training) model_backward(&m, NULL, dlogits, input);
+        if (m.training) model_backward(&m, NULL, dlogits, config.edge_layers ? dlogits : NULL, input);
         expect(t, m.kept.peak == m.kept_planned, "activations take what was planned");
         expect(t, m.scratch.peak == m.scratch_planned, "scratch takes what was planned");
-        free(input);
-        free(dlogits);
         model_free(&m);
     }
+    free(input);
+    free(dlogits);
 }
 
 static void test_resize(Test *t, const void *row) {
@@ -2221,7 +3096,7 @@ static void test_safetensors(Test *t, const void *row) {
 }
 
 // ------------------------------------------------------------------------------------------------------------------
-// 9. main
+// 10. main
 
 typedef struct { char name[64]; void (*run)(Test *t, const void *row); const void *row; } TestCase;
 
@@ -2257,11 +3132,21 @@ static int all_tests(TestCase *tests) {
     for (int i = 0; i < GOLDEN_ROW_COUNT; i++) n = add_test(tests, n, "golden.", GOLDEN_ROWS[i].name, test_golden_op, &GOLDEN_ROWS[i]);
     n = add_test(tests, n, "op.", "segloss", test_segloss, NULL);
     n = add_test(tests, n, "golden.", "segloss", test_golden_segloss, NULL);
+    n = add_test(tests, n, "op.", "sobel", test_sobel, NULL);
+    n = add_test(tests, n, "op.", "edgeloss", test_edgeloss, NULL);
+    n = add_test(tests, n, "golden.", "edgeloss", test_golden_edgeloss, NULL);
+    n = add_test(tests, n, "op.", "affine_term", test_affine_term, NULL);
+    n = add_test(tests, n, "golden.", "boundary", test_boundary, NULL);
     n = add_test(tests, n, "golden.", "batchnorm", test_golden_batchnorm, NULL);
     n = add_test(tests, n, "golden.", "adam", test_golden_adam, NULL);
     n = add_test(tests, n, "golden.", "cosine", test_golden_cosine, NULL);
     n = add_test(tests, n, "train.", "ten_steps", test_ten_steps, NULL);
-    n = add_test(tests, n, "train.", "differences", test_model_differences, NULL);
+    for (int i = 0; i < 4; i++) n = add_test(tests, n, "differences.", DIFFERENCES[i].name, test_model_differences, &DIFFERENCES[i]);
+    n = add_test(tests, n, "golden.", "trajectory", test_trajectory, NULL);
+    n = add_test(tests, n, "affine.", "recovery", test_affine_recovery, NULL);
+    n = add_test(tests, n, "affine.", "identity", test_affine_identity, NULL);
+    n = add_test(tests, n, "affine.", "pull", test_affine_descent, &PULL_PUSH[0]);
+    n = add_test(tests, n, "affine.", "push", test_affine_descent, &PULL_PUSH[1]);
     for (int i = 0; i < MODEL_FILE_COUNT; i++) n = add_test(tests, n, "model.", MODEL_FILES[i], test_model, &MODEL_FILES[i]);
     return n;
 }
@@ -2271,6 +3156,7 @@ static void run_test(Test *t, const TestCase *test, int *counts) {
     t->comparisons = t->failures = 0;
     t->worst = 0;
     t->skipped[0] = t->worst_what[0] = '\0';
+    set_threads(1);                            // unless a test says otherwise: waiting for threads is slow where others use the cores
     test->run(t, test->row);
     free_tensors(t);
     counts[t->failures ? 1 : t->skipped[0] ? 2 : 0]++;

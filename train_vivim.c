@@ -2,23 +2,24 @@
 train_vivim.c: Vivim, a video vision Mamba for medical video segmentation, in one file of plain C99.
 
 The whole model, forward and backward, its training, evaluation and data: a SegFormer encoder whose stages end in Mamba
-layers that scan a clip along three orders, and a light decoder that turns four feature maps into one mask.
+layers that scan a clip along three orders, and a light decoder that turns four feature maps into one mask. In training a
+boundary head on the first features learns the mask's edge, under a frozen network that pulls edges into place.
 Paper: Yang et al., "Vivim: a Video Vision Mamba for Medical Video Segmentation", IEEE TCSVT 2025, arXiv 2401.14168.
 
-Not in this file: reading images and videos (prepro/frames.c), synthetic data (prepro/phantom.c), file formats
-(prepro/shard.h, prepro/safetensors.h, prepro/png.h), the timing of --bench (dev/bench.h).
+Not in this file: reading images and videos (prepro/frames.c), synthetic data (prepro/phantom.c), the training of that
+frozen network (prepro/affine.c), file formats (prepro/shard.h, safetensors.h, png.h), the timing of --bench (dev/bench.h).
 
 Build and run:  make train_vivim && ./train_vivim          (./train_vivim --help lists every option)
 
 READING ORDER
    1 utilities: errors, memory, fixed slices    9 bilinear upsampling
    2 elementary functions that vectorise       10 batch norm and the segmentation head
-   3 counter-based random numbers              11 the segmentation loss, Adam
+   3 counter-based random numbers              11 losses of mask and boundary, Adam
    4 matmul: the linear layers                 12 the model: tensor table, sublayers, decoder, forward, backward
-   5 layer norm, GELU, residual                13 checkpoints
-   6 convolutions: depthwise and dense         14 data: clips, augmentation, batches
-   7 attention                                 15 metrics
-   8 causal conv and the selective scan        16 options, train, evaluate, main
+   5 layer norm, GELU, ReLU, residual          13 the affine constraint, the whole loss
+   6 convolutions: depthwise and dense         14 checkpoints
+   7 attention                                 15 data: clips, augmentation, batches
+   8 causal conv and the selective scan        16 metrics; 17 options, train, evaluate, main
 
 GLOSSARY (PyTorch and the Mamba paper use the same letters)
    B clips in a batch    T frames of a clip       H, W height and width of a grid    C channels
@@ -88,10 +89,14 @@ static inline int min_int(int a, int b) { return a < b ? a : b; }
 static inline int max_int(int a, int b) { return a > b ? a : b; }
 static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
+#ifndef VIVIM_PROGRAM
+#define VIVIM_PROGRAM "train_vivim"  // a program that includes this file has a name of its own
+#endif
+
 // One clear line on stderr - what, where, what to do - and exit status 1.
 PRINTF_LIKE(1, 2) static void fail(const char *format, ...) {
     va_list args; va_start(args, format);
-    fflush(stdout); fprintf(stderr, "train_vivim: ");
+    fflush(stdout); fprintf(stderr, VIVIM_PROGRAM ": ");
     vfprintf(stderr, format, args); fprintf(stderr, "\n");
     va_end(args);
     exit(1);
@@ -137,12 +142,10 @@ static float *arena_take(Arena *arena, size_t n) {
     float *p = arena->base ? (float *)(void *)(arena->base + arena->used) : NULL;
     arena->used += bytes + RED_ZONE;
     if (arena->used > arena->peak) arena->peak = arena->used;
-    if (p && arena->used > arena->size) fail("internal error: an arena of %zu bytes is too small; please report it",
-                                             arena->size);
-    if (p) {
-        ASAN_UNPOISON_MEMORY_REGION(p, n * sizeof(float));
-        ASAN_POISON_MEMORY_REGION((char *)p + n * sizeof(float), bytes - n * sizeof(float) + RED_ZONE);
-    }
+    if (p == NULL) return NULL;
+    if (arena->used > arena->size) fail("internal error: an arena of %zu bytes is too small; please report it", arena->size);
+    ASAN_UNPOISON_MEMORY_REGION(p, n * sizeof(float));
+    ASAN_POISON_MEMORY_REGION((char *)p + n * sizeof(float), bytes - n * sizeof(float) + RED_ZONE);
     return p;
 }
 
@@ -189,12 +192,7 @@ static void slices_sum(float *partial, size_t n) {
 // libm's expf and erff are calls the compiler cannot vectorise without fast-math, and fast-math would hide NaN. These are
 // branch-free polynomials instead: inside `#pragma omp simd` loops they run 16 lanes at a time. NaN stays NaN.
 
-#ifdef VIVIM_DOUBLE
-static inline float exp2_simd(float x) { return exp2(x); }
-static inline float exp_simd(float x) { return exp(x); }
-static inline float log1p_simd(float u) { return log1p(u); }
-static inline float normal_cdf_simd(float x) { return 0.5 * erfc(-x * 0.70710678118654752440); }
-#else
+#ifndef VIVIM_DOUBLE  // dev/double.h has them in double
 // 2^x for x <= 127, relative error 1.7e-7. With k the nearest integer, 2^x = 2^k 2^f, |f| <= 1/2. Adding 1.5*2^23 rounds x
 // to an integer and leaves k in the low bits of the sum; 2^f is a minimax polynomial; k is added to its exponent bits.
 static inline float exp2_simd(float x) {
@@ -380,30 +378,27 @@ ALWAYS_INLINE void tile(const int width, float *RESTRICT c, size_t ldc, const fl
 }
 
 // The tile of C at (i0, j0). At the edges, where only m rows and w columns of it exist, a whole one is computed in a buffer
-// and the part that exists copied back; rows of A that do not exist repeat the last one.
+// and the part that exists added; rows of A that do not exist repeat the last one.
 static void product_tile(const Product *p, int i0, int j0) {
     int m = min_int(MR, p->M - i0), w = min_int(NR, p->N - j0), width = round_up(w, LANES), K = p->K;
-    int ragged = m < MR || w < width, add = p->accumulate || ragged;
+    int ragged = m < MR || w < width, add = p->accumulate && !ragged;
     const float *a = p->A_panels ? p->A_panels + (size_t)i0 * K : p->A + i0 * p->A_row, *b = p->B_panels + (size_t)j0 * K;
-    const float *bias = p->bias && !ragged ? p->bias + j0 : NULL;
+    const float *bias = p->bias ? p->bias + j0 : NULL, *bias_to = ragged ? NULL : bias;
     size_t a_row = p->A_panels ? 1 : p->A_row, a_col = p->A_panels ? (size_t)MR : p->A_col, row[MR];
-    size_t ldto = ragged ? (size_t)NR : p->ldc;
-    float buffer[MR * NR], *c = p->C + i0 * p->ldc + j0, *to = ragged ? buffer : c;
+    size_t ldc = p->ldc, ldto = ragged ? (size_t)NR : ldc;
+    float buffer[MR * NR], *c = p->C + i0 * ldc + j0, *to = ragged ? buffer : c;
     for (int i = 0; i < MR; i++) row[i] = (size_t)min_int(i, m - 1) * a_row;
-    if (ragged) memset(buffer, 0, sizeof buffer);
-    for (int i = 0; ragged && i < m; i++)
-        for (int j = 0; j < w; j++)
-            buffer[i * NR + j] = (p->accumulate ? c[i * p->ldc + j] : 0.0f) + (p->bias ? p->bias[j0 + j] : 0.0f);
     switch (width / LANES) {
-        case 1: tile(1 * LANES, to, ldto, a, row, a_col, b, bias, K, add); break;
-        case 2: tile(2 * LANES, to, ldto, a, row, a_col, b, bias, K, add); break;
+        case 1: tile(1 * LANES, to, ldto, a, row, a_col, b, bias_to, K, add); break;
+        case 2: tile(2 * LANES, to, ldto, a, row, a_col, b, bias_to, K, add); break;
 #ifdef __AVX512F__
-        case 3: tile(3 * LANES, to, ldto, a, row, a_col, b, bias, K, add); break;
-        case 4: tile(4 * LANES, to, ldto, a, row, a_col, b, bias, K, add); break;
+        case 3: tile(3 * LANES, to, ldto, a, row, a_col, b, bias_to, K, add); break;
+        case 4: tile(4 * LANES, to, ldto, a, row, a_col, b, bias_to, K, add); break;
 #endif
     }
     for (int i = 0; ragged && i < m; i++)
-        for (int j = 0; j < w; j++) c[i * p->ldc + j] = buffer[i * NR + j];
+        for (int j = 0; j < w; j++)
+            c[i * ldc + j] = (p->accumulate ? c[i * ldc + j] : 0.0f) + (bias ? bias[j] : 0.0f) + buffer[i * NR + j];
 }
 
 // steps k0 .. k0+K of a product as a product of their own
@@ -456,7 +451,7 @@ static void product_tiled(Product p) {
     free(p.B_panels);
 }
 
-// a long sum into a small C: slices of the sum, each into a C of its own, added in the order of the slices
+// a long sum into a small C: slices of the sum, the first into C, the others each into a C of its own, then added in order
 static void product_sliced(Product p, int slices) {
     int depth = ceil_div(p.K, slices);
     size_t outputs = (size_t)p.M * p.N;
@@ -467,16 +462,13 @@ static void product_sliced(Product p, int slices) {
         #pragma omp for schedule(static)
         for (int s = 0; s < slices; s++) {
             Product q = product_steps(&p, s * depth, depth);
-            q.C = partial + s * outputs, q.ldc = (size_t)p.N, q.accumulate = 0, q.bias = NULL;
+            if (s > 0) q.C = partial + s * outputs, q.ldc = (size_t)p.N, q.accumulate = 0;
             product_serial(q);
         }
         #pragma omp for schedule(static)
-        for (int i = 0; i < p.M; i++) {
-            float *c = p.C + i * p.ldc;
-            for (int j = 0; j < p.N; j++) c[j] = (p.accumulate ? c[j] : 0.0f) + (p.bias ? p.bias[j] : 0.0f);
-            for (int s = 0; s < slices; s++)
-                for (int j = 0; j < p.N; j++) c[j] += partial[s * outputs + (size_t)i * p.N + j];
-        }
+        for (int i = 0; i < p.M; i++)
+            for (int s = 1; s < slices; s++)
+                for (int j = 0; j < p.N; j++) p.C[i * p.ldc + j] += partial[s * outputs + (size_t)i * p.N + j];
     }
     free(partial);
 }
@@ -532,7 +524,7 @@ static void matmul_backward(float *dinp, float *dweight, float *dbias, const flo
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// 5 LAYER NORM, GELU, RESIDUAL
+// 5 LAYER NORM, GELU, RELU, RESIDUAL
 
 // torch.nn.functional.layer_norm(inp, (C,), weight, bias, eps=1e-5)
 // out, inp (rows, C); mean, rstd (rows) are kept for backward; weight, bias (C)
@@ -596,6 +588,17 @@ static void gelu_backward(float *dinp, const float *dout, const float *inp, size
     for (size_t i = 0; i < n; i++) dinp[i] = dout[i] * gelu_grad_simd(inp[i]);
 }
 
+// torch.relu_(x): n elements, in place; 0*x keeps NaN. Backward: dx = dx where the output y is positive, else 0.
+static void relu_forward(float *x, size_t n) {
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) x[i] = x[i] > 0.0f ? x[i] : 0.0f * x[i];
+}
+
+static void relu_backward(float *dx, const float *y, size_t n) {
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) dx[i] = y[i] > 0.0f ? dx[i] : 0.0f * dx[i];
+}
+
 // out = x + scale * branch: a residual connection. scale (frames) is drop path's factor for each frame's branch (0 if
 // dropped, 1/(1-p) if kept); NULL: 1 everywhere. Each frame has n floats. Backward: the gradient along x is dout itself, the
 // branch's is scale * dout, the same with x = NULL.
@@ -613,8 +616,7 @@ static void residual(float *out, const float *x, const float *branch, const floa
 // ---------------------------------------------------------------------------------------------------------------------
 // 6 CONVOLUTIONS
 
-// channels that a depthwise convolution handles at a time: 4 vector registers of 16; its weight gradient holds 3 taps of 16
-enum { CONV_LANES = 64, CONV_GRAD_LANES = 16 };
+enum { CONV_LANES = 64 };  // channels that a depthwise convolution handles at a time: 4 vector registers of 16
 
 // weight (C, taps), PyTorch's order -> (taps, C), so that a tap's weights of neighbouring channels are neighbours.
 // turned: the taps in reverse order.
@@ -646,80 +648,67 @@ ALWAYS_INLINE void dwconv_row(const int n, float *RESTRICT out, const float *RES
     }
 }
 
-// taps-first kernels w over a whole tensor; the body of dwconv_forward and of dwconv_backward's dinp
-static void dwconv_apply(float *out, const float *inp, const float *w, const float *bias, int B, int T, int H, int W, int C,
-                         int kt) {
+// the body of dwconv_forward, and of dwconv_backward's dinp with the kernel turned
+static void dwconv_apply(float *out, const float *inp, const float *weight, int turned, const float *bias, int B, int T,
+                         int H, int W, int C, int kt) {
+    float *taps = taps_first(weight, C, kt * 9, turned);
     #pragma omp parallel for schedule(static)
     for (int row = 0; row < B * T * H; row++)
         for (int c = 0, h = row % H, t = row / H % T, b = row / (H * T); c < C; c += CONV_LANES) {
             float *o = out + (size_t)row * W * C + c;
             const float *x = inp + (size_t)b * T * H * W * C + c, *bias_c = bias ? bias + c : NULL;
-            if (C - c >= CONV_LANES) dwconv_row(CONV_LANES, o, x, w + c, bias_c, t, h, T, H, W, C, kt);
-            else dwconv_row(C - c, o, x, w + c, bias_c, t, h, T, H, W, C, kt);
+            if (C - c >= CONV_LANES) dwconv_row(CONV_LANES, o, x, taps + c, bias_c, t, h, T, H, W, C, kt);
+            else dwconv_row(C - c, o, x, taps + c, bias_c, t, h, T, H, W, C, kt);
         }
+    free(taps);
 }
 
 // nn.Conv3d(C, C, (kt,3,3), padding=(kt//2,1,1), groups=C), and nn.Conv2d(C, C, 3, padding=1, groups=C) for kt = 1.
 // out, inp (B, T, H, W, C); weight (C, 1, [kt,] 3, 3); bias (C)
 static void dwconv_forward(float *out, const float *inp, const float *weight, const float *bias, int B, int T, int H, int W,
                            int C, int kt) {
-    float *w = taps_first(weight, C, kt * 9, 0); dwconv_apply(out, inp, w, bias, B, T, H, W, C, kt);
-    free(w);
+    dwconv_apply(out, inp, weight, 0, bias, B, T, H, W, C, kt);
 }
 
-// n channels of dweight and dbias from one output row: the 3 running sums of a row of taps stay in registers along the row
-ALWAYS_INLINE void dwconv_row_dweight(const int n, float *RESTRICT dw, float *RESTRICT db, const float *RESTRICT dout,
+// n channels of dweight (taps first) from one output row: a tap's sums stay in registers along the row
+ALWAYS_INLINE void dwconv_row_dweight(const int n, float *RESTRICT dweight, const float *RESTRICT dout,
                                       const float *RESTRICT inp, int t, int h, int T, int H, int W, int C, int kt) {
     for (int dt = max_int(0, kt / 2 - t); dt < min_int(kt, T + kt / 2 - t); dt++)
-        for (int dh = max_int(0, 1 - h); dh < min_int(3, H + 1 - h); dh++) {
-            const float *RESTRICT x = inp + (size_t)((t + dt - kt / 2) * H + h + dh - 1) * W * C;
-            float left[CONV_GRAD_LANES], middle[CONV_GRAD_LANES], right[CONV_GRAD_LANES];
-            #pragma omp simd
-            for (int c = 0; c < n; c++) left[c] = middle[c] = right[c] = 0.0f;
-            for (int w = 0; w < W; w++) {  // input pixel w meets the outputs at w + 1, w, w - 1
-                const float *dy = dout + (size_t)w * C, *xw = x + (size_t)w * C;
-                if (w + 1 < W)
-                    #pragma omp simd
-                    for (int c = 0; c < n; c++) left[c] += xw[c] * dy[C + c];
+        for (int dh = max_int(0, 1 - h); dh < min_int(3, H + 1 - h); dh++)
+            for (int dw = 0; dw < 3; dw++) {
+                const float *RESTRICT x = inp + (size_t)((t + dt - kt / 2) * H + h + dh - 1) * W * C;
+                float sum[CONV_LANES], *RESTRICT k = dweight + (size_t)((dt * 3 + dh) * 3 + dw) * C;
                 #pragma omp simd
-                for (int c = 0; c < n; c++) middle[c] += xw[c] * dy[c];
-                if (w > 0)
+                for (int c = 0; c < n; c++) sum[c] = 0.0f;
+                for (int w = max_int(0, 1 - dw); w < min_int(W, W + 1 - dw); w++)
                     #pragma omp simd
-                    for (int c = 0; c < n; c++) right[c] += xw[c] * dy[c - C];
+                    for (int c = 0; c < n; c++) sum[c] += x[(size_t)(w + dw - 1) * C + c] * dout[(size_t)w * C + c];
+                #pragma omp simd
+                for (int c = 0; c < n; c++) k[c] += sum[c];
             }
-            float *k = dw + (size_t)(dt * 3 + dh) * 3 * C;
-            #pragma omp simd
-            for (int c = 0; c < n; c++) k[c] += left[c], k[C + c] += middle[c], k[2 * C + c] += right[c];
-        }
-    for (int w = 0; w < W; w++)
-        #pragma omp simd
-        for (int c = 0; c < n; c++) db[c] += dout[(size_t)w * C + c];
 }
 
 // dinp is the same convolution of dout with the kernel turned around in all axes (the padding is symmetric);
 // dweight[tap] += sum over tokens of dout * inp[token + tap]
 static void dwconv_backward(float *dinp, float *dweight, float *dbias, const float *dout, const float *inp,
                             const float *weight, int B, int T, int H, int W, int C, int kt) {
-    int taps = kt * 9; size_t sums = (size_t)(taps + 1) * C, rows = (size_t)B * T * H;
-    float *turned = taps_first(weight, C, taps, 1), *partial = slices_alloc(sums);  // (SLICES, taps + 1, C): dweight, dbias
-    dwconv_apply(dinp, dout, turned, NULL, B, T, H, W, C, kt);
+    int taps = kt * 9; size_t sums = (size_t)taps * C, rows = (size_t)B * T * H;
+    float *partial = slices_alloc(sums);  // (SLICES, taps, C)
+    dwconv_apply(dinp, dout, weight, 1, NULL, B, T, H, W, C, kt);
+    add_column_sums(dbias, dout, B * T * H * W, C);
     #pragma omp parallel for schedule(static)
-    for (int slice = 0; slice < SLICES; slice++) {
-        float *dw = partial + (size_t)slice * sums, *db = dw + (size_t)taps * C;
+    for (int slice = 0; slice < SLICES; slice++)
         for (int row = (int)slice_start(rows, slice); row < (int)slice_start(rows, slice + 1); row++)
-            for (int c = 0, h = row % H, t = row / H % T, b = row / (H * T); c < C; c += CONV_GRAD_LANES) {
+            for (int c = 0, h = row % H, t = row / H % T, b = row / (H * T); c < C; c += CONV_LANES) {
                 const float *dy = dout + (size_t)row * W * C + c, *x = inp + (size_t)b * T * H * W * C + c;
-                if (C - c >= CONV_GRAD_LANES) dwconv_row_dweight(CONV_GRAD_LANES, dw + c, db + c, dy, x, t, h, T, H, W, C,
-                                                                 kt);
-                else dwconv_row_dweight(C - c, dw + c, db + c, dy, x, t, h, T, H, W, C, kt);
+                float *dw = partial + (size_t)slice * sums + c;
+                if (C - c >= CONV_LANES) dwconv_row_dweight(CONV_LANES, dw, dy, x, t, h, T, H, W, C, kt);
+                else dwconv_row_dweight(C - c, dw, dy, x, t, h, T, H, W, C, kt);
             }
-    }
     slices_sum(partial, sums);
-    for (int c = 0; c < C; c++) {
+    for (int c = 0; c < C; c++)
         for (int k = 0; k < taps; k++) dweight[(size_t)c * taps + k] += partial[(size_t)k * C + c];
-        dbias[c] += partial[(size_t)taps * C + c];
-    }
-    free(partial); free(turned);
+    free(partial);
 }
 
 // col (frames*OH*OW, C*k*k) = the k x k patches of inp (frames, H, W, C), zeros outside; column (c*k + ky)*k + kx as in the
@@ -763,17 +752,15 @@ static void col2im(float *dinp, const float *dcol, int frames, int H, int W, int
 
 static int conv_size(int n, int k, int stride, int pad) { return (n + 2 * pad - k) / stride + 1; }
 
-// A dense convolution is a matrix product of patches with the kernels. As many frames are unfolded at a time as keep the
-// patches (C*k*k floats per output pixel) within 16 MiB (or one frame's).
-static int conv_frames_per_chunk(int N, int pixels, int patch) {
-    return max_int(1, min_int(N, (int)(4194304 / ((size_t)pixels * patch))));
-}
+// A dense convolution is a matrix product of patches with the kernels. As many of N frames are unfolded at a time as keep
+// the patches (n floats per frame) within 16 MiB (or one frame's).
+static int conv_chunk(int N, size_t n) { return max_int(1, min_int(N, (int)(4194304 / n))); }
 
 // nn.Conv2d(C, O, k, stride, pad): out (N, OH, OW, O), inp (N, H, W, C), weight (O, C, k, k), bias (O)
 static void conv_forward(float *out, const float *inp, const float *weight, const float *bias, int N, int H, int W, int C,
                          int O, int k, int stride, int pad) {
     int OH = conv_size(H, k, stride, pad), OW = conv_size(W, k, stride, pad), patch = C * k * k;
-    int chunk = conv_frames_per_chunk(N, OH * OW, patch);
+    int chunk = conv_chunk(N, (size_t)OH * OW * patch);
     float *col = malloc_floats((size_t)chunk * OH * OW * patch);
     for (int n = 0; n < N; n += chunk) {
         int frames = min_int(chunk, N - n);
@@ -787,16 +774,17 @@ static void conv_forward(float *out, const float *inp, const float *weight, cons
 static void conv_backward(float *dinp, float *dweight, float *dbias, const float *dout, const float *inp,
                           const float *weight, int N, int H, int W, int C, int O, int k, int stride, int pad) {
     int OH = conv_size(H, k, stride, pad), OW = conv_size(W, k, stride, pad), patch = C * k * k;
-    int chunk = conv_frames_per_chunk(N, OH * OW, patch);
+    int chunk = conv_chunk(N, (size_t)OH * OW * patch);
     float *col = malloc_floats((size_t)chunk * OH * OW * patch);
-    float *dcol = dinp ? malloc_floats((size_t)chunk * OH * OW * patch) : NULL;
     for (int n = 0; n < N; n += chunk) {
         int frames = min_int(chunk, N - n);
         im2col(col, inp + (size_t)n * H * W * C, frames, H, W, C, OH, OW, k, stride, pad);
-        matmul_backward(dcol, dweight, dbias, dout + (size_t)n * OH * OW * O, col, weight, frames * OH * OW, O, patch);
-        if (dinp) col2im(dinp + (size_t)n * H * W * C, dcol, frames, H, W, C, OH, OW, k, stride, pad);
+        matmul_backward(NULL, dweight, dbias, dout + (size_t)n * OH * OW * O, col, NULL, frames * OH * OW, O, patch);
+        if (dinp == NULL) continue;
+        matmul_backward(col, NULL, NULL, dout + (size_t)n * OH * OW * O, NULL, weight, frames * OH * OW, O, patch);
+        col2im(dinp + (size_t)n * H * W * C, col, frames, H, W, C, OH, OW, k, stride, pad);
     }
-    free(dcol); free(col);
+    free(col);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -945,7 +933,7 @@ static void conv1d_silu_forward(float *out, const float *x, int ldx, const float
 
 // z is computed again instead of kept. With dz[s] = dout[s] silu'(z[s]):
 //     dbias += sum_s dz[s],   dweight[k] += sum_s dz[s] x[s - (K-1) + k],   dx[s - (K-1) + k] += weight[k] dz[s]
-// A piece of positions also needs the dz of the K-1 positions after it, and recomputes them.
+// A piece of positions takes all terms with its own x. It needs the dz of the K-1 positions after it, and recomputes them.
 // dx (B, L, lddx) =, or += if accumulate (where the directions of a layer meet); the rest as above
 static void conv1d_silu_backward(float *dx, int lddx, float *dweight, float *dbias, const float *dout, const float *x,
                                  int ldx, const float *weight, const float *bias, int order, int B, int T, int P, int D,
@@ -974,18 +962,13 @@ static void conv1d_silu_backward(float *dx, int lddx, float *dweight, float *dbi
                     #pragma omp simd
                     for (int d = 0; d < D; d++) db[d] += dz[d];
                 }
-                for (int k = max_int(0, K - 1 - s); k < K; k++) {
-                    int before = s - (K - 1) + k;  // tap k joins z[s] to x[before]
-                    const float *x_k = x_b + scan_row(order, before, T, P) * ldx, *w_k = taps + (size_t)k * D;
-                    float *dx_k = dx_b + scan_row(order, before, T, P) * lddx, *dw_k = dw + (size_t)k * D;
-                    if (s < s1) {
-                        #pragma omp simd
-                        for (int d = 0; d < D; d++) dw_k[d] += dz[d] * x_k[d];
-                    }
-                    if (before >= s0 && before < s1) {
-                        #pragma omp simd
-                        for (int d = 0; d < D; d++) dx_k[d] += dz[d] * w_k[d];
-                    }
+                // tap k joins z[s] to x[before]: those of the piece's own x
+                for (int k = max_int(0, K - 1 - (s - s0)); k < min_int(K, K - 1 + (s1 - s)); k++) {
+                    size_t before = scan_row(order, s - (K - 1) + k, T, P);
+                    const float *x_k = x_b + before * ldx, *w_k = taps + (size_t)k * D;
+                    float *dx_k = dx_b + before * lddx, *dw_k = dw + (size_t)k * D;
+                    #pragma omp simd
+                    for (int d = 0; d < D; d++) dw_k[d] += dz[d] * x_k[d], dx_k[d] += dz[d] * w_k[d];
                 }
             }
         }
@@ -996,8 +979,7 @@ static void conv1d_silu_backward(float *dx, int lddx, float *dweight, float *dbi
         for (int k = 0; k < K; k++) dweight[(size_t)d * K + k] += partial[(size_t)k * D + d];
         dbias[d] += partial[(size_t)K * D + d];
     }
-    free(partial);
-    free(taps);
+    free(partial); free(taps);
 }
 
 // The selective scan (selective_scan_ref in Mamba's code, without its softplus and gate). For each clip, channel d and state
@@ -1103,9 +1085,7 @@ static void selective_scan_forward(float *y, float *states, const float *u, cons
             else scan_forward_block(&p, h_block, b, d, s0, s1, N, lanes, accumulate);
         }
     }
-    free(h);
-    free(p.row);
-    free(p.a);
+    free(h); free(p.row); free(p.a);
 }
 
 // Backward. Let g[s] be the gradient of the loss with respect to h[s], which acts through y[s] and through h[s+1]:
@@ -1232,10 +1212,8 @@ static void selective_scan_backward(float *du, float *ddt, float *dBt, float *dC
             for (int n = 0; n < N; n++) dA_log[(size_t)d * N + n] += dA[n * SCAN_LANES] * (p.a[rate_at(d, n, N)] * LN_2);
             dD_skip[d] += dA[state];
         }
-    free(partial);
-    free(carry);
-    free(p.row);
-    free(p.a);
+    free(partial); free(carry);
+    free(p.row); free(p.a);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -1316,34 +1294,23 @@ static void bilinear_backward(float *dinp, const float *dout, int N, int H, int 
 // ---------------------------------------------------------------------------------------------------------------------
 // 10 BATCH NORM AND THE SEGMENTATION HEAD
 
-// Mean and variance (biased) of every channel over rows: inp (rows, C). Two passes per slice, then the slices are merged by
-// the parallel-variance formula, so large means cost no digits.
+// Mean and variance (biased) of every channel over rows: inp (rows, C). The mean first, then the squares of the differences
+// from it, so large means cost no digits.
 static void batchnorm_statistics(float *mean, float *var, const float *inp, size_t rows, int C) {
-    float *partial = slices_alloc((size_t)2 * C);  // (SLICES, {mean, sum of squares}, C)
+    float *squares = slices_alloc((size_t)C);  // (SLICES, C)
+    memset(mean, 0, (size_t)C * sizeof(float));
+    add_column_sums(mean, inp, (int)rows, C);
+    for (int c = 0; c < C; c++) mean[c] /= (float)rows;
     #pragma omp parallel for schedule(static)
     for (int slice = 0; slice < SLICES; slice++) {
-        size_t lo = slice_start(rows, slice), hi = slice_start(rows, slice + 1);
-        float *RESTRICT m = partial + (size_t)slice * 2 * C, *RESTRICT q = m + C, n = (float)(hi - lo);
-        for (size_t r = lo; r < hi; r++)
+        float *RESTRICT q = squares + (size_t)slice * C;
+        for (size_t r = slice_start(rows, slice); r < slice_start(rows, slice + 1); r++)
             #pragma omp simd
-            for (int c = 0; c < C; c++) m[c] += inp[r * C + c];
-        for (int c = 0; c < C && hi > lo; c++) m[c] /= n;
-        for (size_t r = lo; r < hi; r++)
-            #pragma omp simd
-            for (int c = 0; c < C; c++) q[c] += (inp[r * C + c] - m[c]) * (inp[r * C + c] - m[c]);
+            for (int c = 0; c < C; c++) q[c] += (inp[r * C + c] - mean[c]) * (inp[r * C + c] - mean[c]);
     }
-    for (int c = 0; c < C; c++) {
-        double total = 0.0, m = 0.0, q = 0.0;
-        for (int slice = 0; slice < SLICES; slice++) {
-            double n = (double)(slice_start(rows, slice + 1) - slice_start(rows, slice));
-            double delta = (double)partial[(size_t)slice * 2 * C + c] - m;
-            if (n == 0.0) continue;
-            q += (double)partial[(size_t)slice * 2 * C + C + c] + delta * delta * total * n / (total + n);
-            m += delta * n / (total + n); total += n;
-        }
-        mean[c] = (float)m, var[c] = (float)(q / (double)rows);
-    }
-    free(partial);
+    slices_sum(squares, (size_t)C);
+    for (int c = 0; c < C; c++) var[c] = squares[c] / (float)rows;
+    free(squares);
 }
 
 // Dropout's factor of one element: 0 or 1/(1-p), from a counter
@@ -1416,7 +1383,7 @@ static void head_backward_map(float *map, const float *dlow, const float *dgamma
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// 11 THE SEGMENTATION LOSS, ADAM
+// 11 LOSSES OF MASK AND BOUNDARY, ADAM
 //
 // L_seg = BCE + weighted IoU of the target frames: logits s, mask m (B, H, W), m in [0, 1]. Per frame, with p = sigmoid(s):
 //   weight = 1 + 5 |avgpool31(mask) - mask|                  zero padding, always divided by 31*31
@@ -1489,6 +1456,62 @@ static void segloss_backward(float *dlogits, const float *weight, const double *
     }
 }
 
+// The boundary of a mask: edge (N, H, W) is 1 where |Gx| + |Gy| > 0, else 0, with Sobel's Gx, Gy of mask > 0.5 (N, H, W).
+// Pixels outside the image repeat the border, so a mask that runs out of the image has no edge there.
+static void sobel_edges(float *edge, const float *mask, int N, int H, int W) {
+    #pragma omp parallel for schedule(static)
+    for (int row = 0; row < N * H; row++) {
+        int y = row % H; size_t at = (size_t)row * W;
+        const float *here = mask + at, *above = y > 0 ? here - W : here, *below = y + 1 < H ? here + W : here;
+        for (int x = 0; x < W; x++) {
+            int l = max_int(x - 1, 0), r = min_int(x + 1, W - 1);
+            int Gx = (above[r] > 0.5f) + 2 * (here[r] > 0.5f) + (below[r] > 0.5f)
+                   - (above[l] > 0.5f) - 2 * (here[l] > 0.5f) - (below[l] > 0.5f);
+            int Gy = (below[l] > 0.5f) + 2 * (below[x] > 0.5f) + (below[r] > 0.5f)
+                   - (above[l] > 0.5f) - 2 * (above[x] > 0.5f) - (above[r] > 0.5f);
+            edge[at + x] = Gx != 0 || Gy != 0 ? 1.0f : 0.0f;
+        }
+    }
+}
+
+// L_bce, the cross-entropy of the boundary, balanced: there are far more pixels off an edge than on it. Of n pixels, n1 on
+// an edge, those weigh (n - n1)/n each and the others n1/n:
+//   L_bce = ((n - n1)/n sum_on log(1 + e^-s) + n1/n sum_off log(1 + e^s)) / n
+// logits s, edge (n). Returns the loss; *on = n1 is kept for backward.
+static double edgeloss_forward(double *on, const float *logits, const float *edge, size_t n) {
+    double partial[SLICES][3], sum[3] = {0, 0, 0};  // n1, sum_on, sum_off
+    #pragma omp parallel for schedule(static)
+    for (int slice = 0; slice < SLICES; slice++) {
+        double count = 0, sum_on = 0, sum_off = 0;
+        #pragma omp simd reduction(+ : count, sum_on, sum_off)
+        for (size_t i = slice_start(n, slice); i < slice_start(n, slice + 1); i++) {
+            float e = edge[i], loss = softplus_simd(logits[i]) - e * logits[i];  // log(1 + e^-s) = log(1 + e^s) - s
+            count += (double)e; sum_on += (double)(e * loss); sum_off += (double)((1.0f - e) * loss);
+        }
+        partial[slice][0] = count, partial[slice][1] = sum_on, partial[slice][2] = sum_off;
+    }
+    for (int i = 0; i < SLICES; i++)
+        for (int k = 0; k < 3; k++) sum[k] += partial[i][k];
+    *on = sum[0];
+    return ((double)n - sum[0]) / (double)n * sum[1] / (double)n + sum[0] / (double)n * sum[2] / (double)n;
+}
+
+// d log(1 + e^-s)/ds = p - 1 and d log(1 + e^s)/ds = p, p = sigmoid(s): together p - edge
+static void edgeloss_backward(float *dlogits, double on, const float *logits, const float *edge, size_t n) {
+    float weight_on = (float)(((double)n - on) / (double)n / (double)n), weight_off = (float)(on / (double)n / (double)n);
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++)
+        dlogits[i] = (edge[i] > 0.5f ? weight_on : weight_off) * (sigmoid_simd(logits[i]) - edge[i]);
+}
+
+// 0*x is 0 for a finite x and NaN for infinity and NaN, and a NaN stays in the sum
+static int all_finite(const float *x, size_t n) {
+    float sum = 0.0f;
+    #pragma omp parallel for simd schedule(static) reduction(+ : sum)
+    for (size_t i = 0; i < n; i++) sum += 0.0f * x[i];
+    return sum == 0.0f;
+}
+
 // torch.optim.Adam without weight decay: n parameters, step counts from 1
 static void adam_update(float *params, const float *grads, float *m, float *v, size_t n, double lr, double beta1,
                         double beta2, double eps, int64_t step) {
@@ -1512,14 +1535,15 @@ typedef struct {
     int dims[4], depths[4], heads[4], reductions[4], mamba_depths[4];  // of the four stages
     int decoder_dim;                                                   // E
     int d_state, d_conv, expand;                                       // N, K, D/C of the Mamba layers
-    char scans[4];  // directions: a subset of "fbs"
-    int plain_dt;   // 1: initialise dt's projection as the released Vivim does (normal, bias 0), not as Mamba does
+    char scans[4];    // directions: a subset of "fbs"
+    int edge_layers;  // of the boundary head: 3 (the paper's), 1 (the released code's), 0 (none)
+    int plain_dt;     // 1: initialise dt's projection as the released Vivim does (normal, bias 0), not as Mamba does
 } Config;
 
 #define MIT(name, c0, c1, c2, c3, d0, d1, d2, d3, E) \
-    { name, {c0, c1, c2, c3}, {d0, d1, d2, d3}, {1, 2, 5, 8}, {8, 4, 2, 1}, {2, 2, 2, 2}, E, 16, 4, 2, "fbs", 0 }
+    { name, {c0, c1, c2, c3}, {d0, d1, d2, d3}, {1, 2, 5, 8}, {8, 4, 2, 1}, {2, 2, 2, 2}, E, 16, 4, 2, "fbs", 3, 0 }
 static const Config CONFIGS[] = {
-    { "tiny", {16, 32, 40, 64}, {1, 1, 2, 1}, {1, 2, 5, 8}, {8, 4, 2, 1}, {1, 2, 1, 1}, 32, 16, 4, 2, "fbs", 0 },  // demo
+    { "tiny", {16, 32, 40, 64}, {1, 1, 2, 1}, {1, 2, 5, 8}, {8, 4, 2, 1}, {1, 2, 1, 1}, 32, 16, 4, 2, "fbs", 3, 0 },  // demo
     MIT("b0", 32, 64, 160, 256, 2, 2, 2, 2, 256),  MIT("b1", 64, 128, 320, 512, 2, 2, 2, 2, 256),
     MIT("b2", 64, 128, 320, 512, 3, 4, 6, 3, 768), MIT("b3", 64, 128, 320, 512, 3, 4, 18, 3, 768),  // b3: the paper's
     MIT("b4", 64, 128, 320, 512, 3, 8, 27, 3, 768), MIT("b5", 64, 128, 320, 512, 3, 6, 40, 3, 768),
@@ -1579,7 +1603,7 @@ typedef struct {
     Stage stages[4];
     Sublayer *sublayers;
     size_t fuse, out_weight, out_bias, running_mean, running_var;
-    Layer batch_norm;
+    Layer batch_norm, edge[3];  // edge: the boundary head's layers, the last one edge[edge_layers - 1]
     // the plan: sizes of a batch and what to compute
     int B, T, H, W, training, all_frames;  // all_frames: logits of every frame, else of the target frames T/2 only
     int planning;                          // the planning pass takes memory (all pointers are NULL) and computes nothing
@@ -1588,6 +1612,7 @@ typedef struct {
     float *folded[4], *folded_bias;        // (E, C_i), (E): decoder matrices of this step
     float *map, *bn_mean, *bn_rstd, *bn_scale, *bn_shift;  // (B*T*P, E), (E)
     float *low, *logits;                   // (frames, P), (frames, H, W), frames = all_frames ? B*T : B
+    float *edge_h[2], *edge_low, *edge_logits;  // in training: (frames, P1, C1), (frames, P1), (frames, H, W)
 } Model;
 
 // Appends the row prefix+name+suffix to the table and returns the tensor's offset. Unused dimensions are 0.
@@ -1701,12 +1726,31 @@ static float initial_value(const Tensor *t, uint64_t key, size_t k) {
     }
 }
 
-// Builds the tensor table (in the released checkpoints' order), allocates the parameters and draws their initial values.
+// Allocates the parameters of the tensor table and draws their initial values
+static void model_allocate(Model *m, uint64_t seed) {
+    m->seed = seed;
+    m->params = malloc_floats(m->num_params);
+    m->buffers = malloc_floats(m->num_buffers);
+    for (int i = 0; i < m->num_tensors; i++) {
+        const Tensor *t = &m->tensors[i]; uint64_t key = rng_key(seed, RNG_INIT, (uint64_t)i);
+        for (size_t k = 0; k < t->numel; k++) tensor_data(m, t)[k] = initial_value(t, key, k);
+    }
+}
+
+// Makes room for gradients and Adam's moments, once
+static void model_trainable(Model *m) {
+    if (m->grads) return;
+    m->grads = (float *)calloc_check(m->num_params, sizeof(float));
+    m->adam_m = (float *)calloc_check(m->num_params, sizeof(float));
+    m->adam_v = (float *)calloc_check(m->num_params, sizeof(float));
+}
+
+// Builds the tensor table, in the released checkpoints' order, and the parameters
 static void model_init(Model *m, const Config *config, uint64_t seed) {
     const Config *c = &m->config; int E = config->decoder_dim;
     char name[64];
     memset(m, 0, sizeof *m);
-    m->config = *config; m->seed = seed;
+    m->config = *config;
     m->drop_path = m->dropout = 0.1f;
     for (int i = 0; i < 4; i++) {
         Stage *st = &m->stages[i];
@@ -1738,12 +1782,12 @@ static void model_init(Model *m, const Config *config, uint64_t seed) {
     m->running_var = add_tensor(m, INIT_CONSTANT, 1.0, "decoder.batch_norm.", "running_var", "", 1, E, 0, 0, 0, 0);
     Layer out = add_layer(m, INIT_UNIFORM, "", "out", 4, 1, E, 1);
     m->out_weight = out.weight, m->out_bias = out.bias;
-    m->params = malloc_floats(m->num_params);
-    m->buffers = malloc_floats(m->num_buffers);
-    for (int i = 0; i < m->num_tensors; i++) {
-        const Tensor *t = &m->tensors[i]; uint64_t key = rng_key(seed, RNG_INIT, (uint64_t)i);
-        for (size_t k = 0; k < t->numel; k++) tensor_data(m, t)[k] = initial_value(t, key, k);
+    for (int i = 0; i < c->edge_layers; i++) {
+        int last = i == c->edge_layers - 1;
+        snprintf(name, sizeof name, c->edge_layers == 1 ? "edgeocr_cls_head" : "edge_head.%d", i);
+        m->edge[i] = add_layer(m, INIT_UNIFORM, "", name, 4, last ? 1 : c->dims[0], c->dims[0], last ? 1 : 3);
     }
+    model_allocate(m, seed);
 }
 
 static void model_free(Model *m) {
@@ -2129,7 +2173,55 @@ static void decoder_backward(Model *m, float *const dstage[4], const float *dlog
     }
 }
 
-// ---- The whole model. input (B, T, H, W, 3), normalised. Afterwards m->logits (frames, H, W) holds the result.
+// ---- The boundary head, on stage 1's features of the frames that have logits; only training needs it:
+//   h_1 = ReLU(conv3x3(x)),  h_2 = ReLU(conv3x3(h_1)),  edge_low = conv1x1(h_2);   with one layer edge_low = conv1x1(x)
+static void edge_forward(Model *m) {
+    const Stage *st = &m->stages[0]; const float *w = m->params;
+    int H = st->H, W = st->W, C = st->C, outputs = logits_frames(m), last = m->config.edge_layers - 1;
+    size_t P = (size_t)st->P, frame = P * C;
+    for (int i = 0; i < last; i++) m->edge_h[i] = arena_take(&m->kept, outputs * frame);
+    m->edge_low = arena_take(&m->kept, outputs * P);
+    m->edge_logits = arena_take(&m->kept, (size_t)outputs * m->H * m->W);
+    if (m->planning) return;
+    for (int j = 0; j < outputs; j++) {
+        const float *x = st->out + logits_frame(m, j) * frame;
+        for (int i = 0; i < last; i++) {
+            float *h = m->edge_h[i] + j * frame;
+            conv_forward(h, x, w + m->edge[i].weight, w + m->edge[i].bias, 1, H, W, C, C, 3, 1, 1);
+            relu_forward(h, frame);
+            x = h;
+        }
+        linear_forward(m, m->edge_low + j * P, x, m->edge[last], st->P, 1, C);
+    }
+    bilinear_forward(m->edge_logits, m->edge_low, outputs, H, W, m->H, m->W, 1, 0);
+}
+
+// dstage (B*T, P, C) += the gradient that comes from dedge (frames, H, W)
+static void edge_backward(Model *m, float *dstage, const float *dedge) {
+    const Stage *st = &m->stages[0];
+    int H = st->H, W = st->W, C = st->C, outputs = logits_frames(m), last = m->config.edge_layers - 1;
+    size_t mark = m->scratch.used, P = (size_t)st->P, frame = P * C;
+    float *g = m->grads, *dlow = scratch(m, outputs * P), *dx = scratch(m, frame), *dh = scratch(m, frame);
+    m->scratch.used = mark;
+    if (m->planning) return;
+    bilinear_backward(dlow, dedge, outputs, H, W, m->H, m->W, 1);
+    for (int j = 0; j < outputs; j++) {
+        size_t first = logits_frame(m, j) * frame;
+        const float *x = last > 0 ? m->edge_h[last - 1] + j * frame : st->out + first;
+        linear_backward(m, dx, dlow + j * P, x, m->edge[last], st->P, 1, C, 0);
+        for (int i = last - 1; i >= 0; i--) {
+            const float *inp = i > 0 ? m->edge_h[i - 1] + j * frame : st->out + first;
+            float *swap = dh; dh = dx, dx = swap;
+            relu_backward(dh, m->edge_h[i] + j * frame, frame);
+            conv_backward(dx, g + m->edge[i].weight, g + m->edge[i].bias, dh, inp, m->params + m->edge[i].weight, 1, H, W,
+                          C, C, 3, 1, 1);
+        }
+        residual(dstage + first, dstage + first, dx, NULL, 1, frame);
+    }
+}
+
+// ---- The whole model. input (B, T, H, W, 3), normalised. Afterwards m->logits (frames, H, W) holds the result, and in
+// training m->edge_logits (frames, H, W) the boundary's.
 static void model_forward(Model *m, const float *input) {
     int N = m->B * m->T; const float *w = m->params;
     m->kept.used = m->scratch.used = 0;
@@ -2149,14 +2241,17 @@ static void model_forward(Model *m, const float *input) {
             st->out = sublayer_forward(m, st, m->sublayers + st->first_sublayer + s, st->out);
     }
     decoder_forward(m);
+    if (m->training && m->config.edge_layers) edge_forward(m);
 }
 
-// From dlogits (frames, H, W) to all parameter gradients (added to m->grads); dinput (B, T, H, W, 3) may be NULL.
-static void model_backward(Model *m, float *dinput, const float *dlogits, const float *input) {
+// From dlogits and dedge (frames, H, W) to all parameter gradients (added to m->grads); dinput (B, T, H, W, 3) may be NULL;
+// dedge is not read without a boundary head.
+static void model_backward(Model *m, float *dinput, const float *dlogits, const float *dedge, const float *input) {
     int N = m->B * m->T; float *dstage[4], *g = m->grads;
     m->scratch.used = 0;
     for (int i = 0; i < 4; i++) dstage[i] = scratch(m, (size_t)N * m->stages[i].P * m->stages[i].C);
     decoder_backward(m, dstage, dlogits);
+    if (m->config.edge_layers) edge_backward(m, dstage[0], dedge);
     for (int i = 3; i >= 0; i--) {
         const Stage *st = &m->stages[i];
         size_t mark = m->scratch.used, n = (size_t)st->H_in * st->W_in * st->C_in;  // floats of an input frame
@@ -2193,7 +2288,7 @@ static void model_plan(Model *m, int B, int T, int H, int W, int training, int a
     memset(&m->kept, 0, sizeof m->kept); memset(&m->scratch, 0, sizeof m->scratch);
     m->planning = 1;
     model_forward(m, NULL);
-    if (training) model_backward(m, NULL, NULL, NULL);
+    if (training) model_backward(m, NULL, NULL, NULL, NULL);
     m->planning = 0;
     size_t kept_size = m->kept.peak, scratch_size = m->scratch.peak;
     m->kept = kept, m->scratch = scratch_arena, m->kept_planned = kept_size, m->scratch_planned = scratch_size;
@@ -2203,11 +2298,7 @@ static void model_plan(Model *m, int B, int T, int H, int W, int training, int a
                training ? " (and as much for each of gradients, Adam's m, Adam's v)" : "", (double)kept_size / MiB,
                (double)scratch_size / MiB);
     arena_reserve(&m->kept, kept_size); arena_reserve(&m->scratch, scratch_size);
-    if (training && m->grads == NULL) {
-        m->grads = (float *)calloc_check(m->num_params, sizeof(float));
-        m->adam_m = (float *)calloc_check(m->num_params, sizeof(float));
-        m->adam_v = (float *)calloc_check(m->num_params, sizeof(float));
-    }
+    if (training) model_trainable(m);
 }
 
 static void model_zero_grad(Model *m) { memset(m->grads, 0, sizeof(float) * m->num_params); }
@@ -2219,22 +2310,198 @@ static void model_update(Model *m, double lr) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// 13 CHECKPOINTS
+// 13 THE AFFINE CONSTRAINT, THE WHOLE LOSS
+//
+// The inverse-transform network F sees two square patches of a boundary, e and e', and tells by which affine map e became
+// e': theta = I + F(e, e'), six numbers in two rows. It is trained in advance (prepro/affine.c) and frozen. In training e is
+// the true boundary and e' the predicted one, and ||F(e, e')|| is the loss: the prediction is to lie on the truth without
+// being moved. The loss has a gradient for the prediction only, through F.
+
+enum { AFFINE_HIDDEN = 1000, AFFINE_BOTTLENECK = 32 };
+
+typedef struct {
+    Model net;            // only its table of tensors is used: parameters, and while F itself is trained their gradients
+    int q;                // side of a patch
+    Layer fc1, fc2, fc3;  // (1000, 2 q^2), (32, 1000), (6, 32)
+} AffineNet;
+
+static void affine_init(AffineNet *f, int q, uint64_t seed) {
+    memset(f, 0, sizeof *f);
+    f->q = q;
+    snprintf(f->net.config.name, sizeof f->net.config.name, "affine");
+    f->fc1 = add_layer(&f->net, INIT_UNIFORM, "affine.", "fc1", 2, AFFINE_HIDDEN, 2 * q * q, 0);
+    f->fc2 = add_layer(&f->net, INIT_UNIFORM, "affine.", "fc2", 2, AFFINE_BOTTLENECK, AFFINE_HIDDEN, 0);
+    f->fc3 = add_layer(&f->net, INIT_UNIFORM, "affine.", "fc3", 2, 6, AFFINE_BOTTLENECK, 0);
+    model_allocate(&f->net, seed);
+}
+
+static void affine_free(AffineNet *f) {
+    model_free(&f->net);
+    f->q = 0;
+}
+
+// out = fc3(relu(fc2(relu(fc1(inp))))): out = theta - I (n, 6); inp (n, 2 q^2) n pairs of patches, the first row after row,
+// then the second; h1 (n, 1000), h2 (n, 32) are kept for backward
+static void affine_net_forward(float *out, float *h1, float *h2, const float *inp, const AffineNet *f, int n) {
+    linear_forward(&f->net, h1, inp, f->fc1, n, AFFINE_HIDDEN, 2 * f->q * f->q);
+    relu_forward(h1, (size_t)n * AFFINE_HIDDEN);
+    linear_forward(&f->net, h2, h1, f->fc2, n, AFFINE_BOTTLENECK, AFFINE_HIDDEN);
+    relu_forward(h2, (size_t)n * AFFINE_BOTTLENECK);
+    linear_forward(&f->net, out, h2, f->fc3, n, 6, AFFINE_BOTTLENECK);
+}
+
+// dsecond (n, q^2): the gradient of the second patches; NULL while F is trained. Parameters get theirs if F has room for it.
+static void affine_net_backward(float *dsecond, const float *dout, const float *h1, const float *h2, const float *inp,
+                                const AffineNet *f, int n) {
+    const float *w = f->net.params; float *g = f->net.grads;
+    int inputs = 2 * f->q * f->q, q2 = f->q * f->q, A = AFFINE_HIDDEN, Z = AFFINE_BOTTLENECK;
+    float *dh2 = malloc_floats((size_t)n * Z), *dh1 = malloc_floats((size_t)n * A);
+    matmul_backward(dh2, NULL, NULL, dout, NULL, w + f->fc3.weight, n, 6, Z);
+    relu_backward(dh2, h2, (size_t)n * Z);
+    matmul_backward(dh1, NULL, NULL, dh2, NULL, w + f->fc2.weight, n, Z, A);
+    relu_backward(dh1, h1, (size_t)n * A);
+    if (dsecond) matmul(dsecond, q2, dh1, A, 0, w + f->fc1.weight + q2, inputs, 0, NULL, n, q2, A, 0);
+    if (g) {
+        matmul_backward(NULL, g + f->fc3.weight, g + f->fc3.bias, dout, h2, NULL, n, 6, Z);
+        matmul_backward(NULL, g + f->fc2.weight, g + f->fc2.bias, dh2, h1, NULL, n, Z, A);
+        matmul_backward(NULL, g + f->fc1.weight, g + f->fc1.bias, dh1, inp, NULL, n, A, inputs);
+    }
+    free(dh1); free(dh2);
+}
+
+// The affine constraint (eq. 8). Target boundary and predicted one, p = sigmoid(logits), are cut into patches of q x q, rows
+// and columns from the top left, what is left over belongs to none. With theta^t from the target frame's boundary, theta^1
+// from that of the clip's first frame, and the same prediction:
+//   L_affine = mean over clips of 1/N_p sum_patches (1.00 ||theta^t - I|| - 0.01 ||theta^1 - I||)
+// so that the prediction is pulled to this frame's boundary and, weakly, pushed off the first frame's. A patch without a
+// boundary in either frame is left out of the sum and of its clip's N_p.
+typedef struct {  // what affine_forward keeps for affine_backward, n patches in the batch
+    float *weight;               // (n) of a patch: 1 / (B N_p), or 0 if it is left out
+    float *inp, *h1, *h2, *out;  // (2n, ...): n pairs with the target's boundary, then n with the first frame's
+} AffineTerm;
+
+static const double AFFINE_TARGET = 1.00, AFFINE_FIRST = -0.01;
+
+static int patches_of(int B, int H, int W, int q) { return B * (H / q) * (W / q); }
+
+// where row y of patch i begins in (B, H, W)
+static size_t patch_row(int i, int y, int H, int W, int q) {
+    int rows = H / q, columns = W / q;
+    return ((size_t)(i / (rows * columns)) * H + (size_t)(i / columns % rows) * q + y) * W + (size_t)(i % columns) * q;
+}
+
+static double norm6(const float *x) {
+    double sum = 0;
+    for (int i = 0; i < 6; i++) sum += (double)x[i] * (double)x[i];
+    return sqrt(sum);
+}
+
+// *target, *first: the two means of norms. logits (B, H, W) of the boundary; edge, first_edge (B, H, W) true ones.
+static void affine_forward(double *target, double *first, AffineTerm *a, const float *logits, const float *edge,
+                           const float *first_edge, const AffineNet *f, int B, int H, int W) {
+    int q = f->q, n = patches_of(B, H, W, q); size_t q2 = (size_t)q * q, N = (size_t)n;
+    a->weight = malloc_floats(N), a->inp = malloc_floats(2 * N * 2 * q2), a->out = malloc_floats(2 * N * 6);
+    a->h1 = malloc_floats(2 * N * AFFINE_HIDDEN), a->h2 = malloc_floats(2 * N * AFFINE_BOTTLENECK);
+    #pragma omp parallel for schedule(static)
+    for (int i = 0; i < n; i++) {
+        float *of_target = a->inp + i * 2 * q2, *of_first = of_target + N * 2 * q2, on = 0.0f;
+        for (int y = 0; y < q; y++, of_target += q, of_first += q)
+            for (int x = 0; x < q; x++) {
+                size_t pixel = patch_row(i, y, H, W, q) + (size_t)x;
+                of_target[x] = edge[pixel], of_first[x] = first_edge[pixel], on += edge[pixel] + first_edge[pixel];
+                of_target[q2 + x] = of_first[q2 + x] = sigmoid_simd(logits[pixel]);
+            }
+        a->weight[i] = on > 0.0f ? 1.0f : 0.0f;
+    }
+    for (int b = 0; b < B; b++) {
+        float *weight = a->weight + b * (n / B), count = 0.0f;  // count: the clip's N_p
+        for (int i = 0; i < n / B; i++) count += weight[i];
+        for (int i = 0; i < n / B; i++) weight[i] /= (float)B * (count > 0.0f ? count : 1.0f);
+    }
+    affine_net_forward(a->out, a->h1, a->h2, a->inp, f, 2 * n);
+    *target = *first = 0.0;
+    for (int i = 0; i < n; i++) {
+        *target += (double)a->weight[i] * norm6(a->out + 6 * i);
+        *first += (double)a->weight[i] * norm6(a->out + 6 * (n + i));
+    }
+}
+
+// dlogits (B, H, W) from d_target and d_first, the derivatives of the loss by the two means: d||x||/dx = x/||x||, 0 at 0;
+// through F; and dp/dlogits = p (1 - p). a->out becomes its own gradient.
+static void affine_backward(float *dlogits, double d_target, double d_first, AffineTerm *a, const AffineNet *f, int B, int H,
+                            int W) {
+    int q = f->q, n = patches_of(B, H, W, q); size_t q2 = (size_t)q * q;
+    float *dsecond = malloc_floats(2 * (size_t)n * q2);
+    for (int i = 0; i < 2 * n; i++) {
+        float *out = a->out + 6 * i; double norm = norm6(out), d = (i < n ? d_target : d_first) * (double)a->weight[i % n];
+        for (int k = 0; k < 6; k++) out[k] *= norm == 0.0 ? 0.0f : (float)(d / norm);
+    }
+    affine_net_backward(dsecond, a->out, a->h1, a->h2, a->inp, f, 2 * n);
+    memset(dlogits, 0, sizeof(float) * (size_t)B * H * W);  // pixels of no patch
+    #pragma omp parallel for schedule(static)
+    for (int i = 0; i < n; i++)
+        for (int y = 0; y < q; y++) {
+            const float *d = dsecond + i * q2 + (size_t)y * q, *p = a->inp + i * 2 * q2 + q2 + (size_t)y * q;
+            float *to = dlogits + patch_row(i, y, H, W, q);
+            for (int x = 0; x < q; x++) to[x] = (d[x] + d[n * q2 + x]) * p[x] * (1.0f - p[x]);
+        }
+    free(dsecond);
+}
+
+static void affine_term_free(AffineTerm *a) {
+    free(a->weight), free(a->inp), free(a->h1), free(a->h2), free(a->out);
+}
+
+// The parts of the loss: total = seg + 0.3 edge + 0.3 affine (eq. 9); edge is L_bce, affine = 1.00 target - 0.01 first
+typedef struct { double total, seg, edge, affine, affine_target, affine_first; } Losses;
+
+static const double BOUNDARY_WEIGHT = 0.3;
+
+// Loss of the logits of the target frames that model_forward left in m, and its gradients dlogits, dedge (B, H, W; dedge may
+// be NULL without a boundary head). mask, first_mask (B, H, W) of the clips' target and first frames; f == NULL: no affine
+// constraint.
+static Losses loss_and_gradient(float *dlogits, float *dedge, const Model *m, const AffineNet *f, const float *mask,
+                                const float *first_mask) {
+    Losses l; memset(&l, 0, sizeof l);
+    int B = m->B, H = m->H, W = m->W; size_t n = (size_t)B * H * W;
+    float *work = malloc_floats(3 * n), *edge = work, *first_edge = work + n, *daffine = work + 2 * n;
+    double *sums = (double *)malloc_check(sizeof(double) * 3 * (size_t)B), on;
+    l.seg = segloss_forward(work, sums, m->logits, mask, B, H, W, m->weighted_bce);
+    segloss_backward(dlogits, work, sums, m->logits, mask, B, H, W, m->weighted_bce);
+    if (m->config.edge_layers) {
+        sobel_edges(edge, mask, B, H, W);
+        l.edge = edgeloss_forward(&on, m->edge_logits, edge, n);
+        edgeloss_backward(dedge, on, m->edge_logits, edge, n);
+        if (f) {
+            AffineTerm a;
+            sobel_edges(first_edge, first_mask, B, H, W);
+            affine_forward(&l.affine_target, &l.affine_first, &a, m->edge_logits, edge, first_edge, f, B, H, W);
+            affine_backward(daffine, AFFINE_TARGET, AFFINE_FIRST, &a, f, B, H, W);
+            affine_term_free(&a);
+        }
+        #pragma omp parallel for simd schedule(static)
+        for (size_t i = 0; i < n; i++) dedge[i] = (float)BOUNDARY_WEIGHT * (dedge[i] + (f ? daffine[i] : 0.0f));
+    }
+    l.affine = AFFINE_TARGET * l.affine_target + AFFINE_FIRST * l.affine_first;
+    l.total = l.seg + BOUNDARY_WEIGHT * (l.edge + l.affine);
+    free(sums); free(work);
+    return l;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 14 CHECKPOINTS
 //
 // Safetensors files with the released Vivim's key names, so PyTorch loads ours and we load theirs. A file is written under a
 // temporary name and renamed when it is complete: whatever happens, the previous checkpoint stays whole.
 
 static const char *const TRACKED = "decoder.batch_norm.num_batches_tracked";  // PyTorch's counter: a scalar, no dimensions
 
-// epoch: finished epochs; dice: these weights' validation Dice, negative if not validated
-static void checkpoint_save(const Model *m, const char *path, int epoch, double dice) {
-    char err[4608] /* a path and a sentence */, epoch_text[16], dice_text[32];
-    const char *keys[] = {"format", "config", "scans", "epoch", "val_dice"};
-    const char *values[] = {"pt", m->config.name, m->config.scans, epoch_text, dice_text};
+// All tensors of the table, and `count` pairs of text
+static void tensors_save(const Model *m, const char *path, const char *const *keys, const char *const *values, int count) {
+    char err[4608];  // a path and a sentence
+    int counter = m->num_buffers > 0;
     SafeTensorOut *out = (SafeTensorOut *)calloc_check((size_t)m->num_tensors + 1, sizeof(SafeTensorOut));
     SafeTensorOut *tracked = &out[m->num_tensors];
-    snprintf(epoch_text, sizeof epoch_text, "%d", epoch);
-    snprintf(dice_text, sizeof dice_text, dice < 0 ? "not validated" : "%.6f", dice);
     for (int i = 0; i < m->num_tensors; i++) {
         const Tensor *t = &m->tensors[i];
         out[i].name = t->name, out[i].dtype = "F32", out[i].ndim = t->ndim;
@@ -2243,8 +2510,34 @@ static void checkpoint_save(const Model *m, const char *path, int epoch, double 
     }
     tracked->name = TRACKED, tracked->dtype = "I64";
     tracked->data = &m->batches_tracked, tracked->nbytes = sizeof m->batches_tracked;
-    if (safetensors_write(path, out, m->num_tensors + 1, keys, values, 5, err, sizeof err) != 0) fail("%s", err);
+    if (safetensors_write(path, out, m->num_tensors + counter, keys, values, count, err, sizeof err) != 0) fail("%s", err);
     free(out);
+}
+
+// epoch: finished epochs; dice: these weights' validation Dice, negative if not validated
+static void checkpoint_save(const Model *m, const char *path, int epoch, double dice) {
+    char epoch_text[16], dice_text[32];
+    const char *const keys[] = {"format", "config", "scans", "epoch", "val_dice"};
+    const char *const values[] = {"pt", m->config.name, m->config.scans, epoch_text, dice_text};
+    snprintf(epoch_text, sizeof epoch_text, "%d", epoch);
+    snprintf(dice_text, sizeof dice_text, dice < 0 ? "not validated" : "%.6f", dice);
+    tensors_save(m, path, keys, values, 5);
+}
+
+// Copies the tensor of the file into row t of the table; 0 if the file lacks it; another shape is an error
+static int tensor_load(Model *m, const Tensor *t, const SafeTensors *file, const char *path) {
+    char name[160];
+    snprintf(name, sizeof name, "model.%s", t->name);  // the training script's prefix
+    const SafeTensor *s = safetensors_find(file, t->name);
+    if (s == NULL) s = safetensors_find(file, name);
+    if (s == NULL) return 0;
+    int same = s->ndim == t->ndim;
+    for (int k = 0; same && k < t->ndim; k++) same = s->shape[k] == t->shape[k];
+    if (!same)
+        fail("%s: tensor %s has another shape than config %s needs; choose the --config it was trained with", path, t->name,
+             m->config.name);
+    for (size_t k = 0; k < t->numel; k++) tensor_data(m, t)[k] = (float)safetensors_value(s, k);
+    return 1;
 }
 
 // Fills the tensors that the file has (with or without the training script's prefix "model.") and says what it did. Tensors
@@ -2254,18 +2547,8 @@ static void checkpoint_load(Model *m, const char *path) {
     int loaded = 0; SafeTensors file;
     if (safetensors_open(&file, path, err, sizeof err) != 0) fail("%s", err);
     for (int i = 0; i < m->num_tensors; i++) {
-        const Tensor *t = &m->tensors[i]; const SafeTensor *s = safetensors_find(&file, t->name);
-        snprintf(name, sizeof name, "model.%s", t->name);
-        if (s == NULL) s = safetensors_find(&file, name);
-        if (s == NULL && missing == NULL) missing = t->name;
-        if (s == NULL) continue;
-        int same = s->ndim == t->ndim;
-        for (int k = 0; same && k < t->ndim; k++) same = s->shape[k] == t->shape[k];
-        if (!same)
-            fail("%s: tensor %s has another shape than config %s needs; choose the --config it was trained with", path,
-                 t->name, m->config.name);
-        for (size_t k = 0; k < t->numel; k++) tensor_data(m, t)[k] = (float)safetensors_value(s, k);
-        loaded++;
+        int found = tensor_load(m, &m->tensors[i], &file, path); loaded += found;
+        if (!found && missing == NULL) missing = m->tensors[i].name;
     }
     if (loaded == 0) fail("%s: holds no tensor of a Vivim model; was it made by another program?", path);
     const SafeTensor *tracked = safetensors_find(&file, TRACKED);
@@ -2278,8 +2561,39 @@ static void checkpoint_load(Model *m, const char *path) {
     safetensors_close(&file);
 }
 
+// The side of the affine constraint's patches if the user does not say: a grid of 4 x 4
+static int default_patch(int H, int W) { return min_int(H, W) / 4; }
+
+// Where the network of a training shard is looked for: beside it, data/x.bin -> data/x_affine.safetensors
+static void affine_path(char *path, size_t size, const char *shard) {
+    size_t length = strlen(shard), stem = length > 4 && strcmp(shard + length - 4, ".bin") == 0 ? length - 4 : length;
+    if (length + 32 > size) fail("%.40s...: is too long for a path; choose a shorter one", shard);
+    snprintf(path, size, "%.*s_affine.safetensors", (int)stem, shard);
+}
+
+// Reads F, which must be for patches of side q
+static void affine_load(AffineNet *f, const char *path, int q) {
+    char err[4608];
+    SafeTensors file;
+    if (safetensors_open(&file, path, err, sizeof err) != 0)
+        fail("%s (prepro/affine makes it from a training shard; --affine none does without)", err);
+    const SafeTensor *fc1 = safetensors_find(&file, "affine.fc1.weight");
+    if (fc1 == NULL || fc1->ndim != 2) fail("%s: holds no inverse-transform network; make one with prepro/affine", path);
+    int side = (int)(sqrt((double)fc1->shape[1] / 2) + 0.5);
+    if ((int64_t)fc1->shape[1] != (int64_t)2 * q * q)
+        fail("%s: is for patches of %dx%d, but %dx%d are asked for; give --patch %d, or make another with prepro/affine",
+             path, side, side, q, q, side);
+    affine_init(f, q, 0);
+    for (int i = 0; i < f->net.num_tensors; i++)
+        if (!tensor_load(&f->net, &f->net.tensors[i], &file, path))
+            fail("%s: lacks the tensor %s; make it again with prepro/affine", path, f->net.tensors[i].name);
+    safetensors_close(&file);
+    if (!all_finite(f->net.params, f->net.num_params))
+        fail("%s: holds numbers that are not finite; make it again with prepro/affine", path);
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
-// 14 DATA: CLIPS, AUGMENTATION, BATCHES
+// 15 DATA: CLIPS, AUGMENTATION, BATCHES
 //
 // Every frame of every video is the target of one clip of T frames: its neighbours at offsets -(T/2) .. (T-1)/2, held at the
 // video's ends, so the target stands at index T/2. A still image is a video of one frame.
@@ -2317,18 +2631,18 @@ static void load_frame(float *input, float *mask, uint8_t *buffer, const Shard *
 
 typedef struct {
     int B, T, H, W;
-    float *input;  // (B, T, H, W, 3)
-    float *mask;   // (B, H, W) of the target frames
+    float *input;              // (B, T, H, W, 3)
+    float *mask, *first_mask;  // (B, H, W) of the target frames; of the clips' first frames
 } Batch;
 
 static void batch_init(Batch *b, int B, int T, int H, int W) {
     b->B = B, b->T = T, b->H = H, b->W = W;
     b->input = malloc_floats((size_t)B * T * H * W * 3);
-    b->mask = malloc_floats((size_t)B * H * W);
+    b->mask = malloc_floats((size_t)B * H * W), b->first_mask = malloc_floats((size_t)B * H * W);
 }
 
 static void batch_free(Batch *b) {
-    free(b->input); free(b->mask);
+    free(b->input), free(b->mask), free(b->first_mask);
 }
 
 // Fills the first n clips of the batch with those whose target frames (counted over the whole shard) are targets[0..n).
@@ -2343,12 +2657,14 @@ static void batch_load(Batch *b, const Shard *shard, const int *targets, int n, 
             int clip = k / b->T, t = k % b->T, video = shard_video_of_frame(shard, targets[clip]);
             int first = shard->first_frame[video], last = shard->first_frame[video + 1] - 1;
             int frame = max_int(first, min_int(last, targets[clip] + t - b->T / 2));
-            float *mask = t == b->T / 2 && shard->has_masks ? b->mask + (size_t)clip * pixels : NULL;
+            float *mask = t == b->T / 2 ? b->mask : t == 0 ? b->first_mask : NULL;
+            if (mask) mask = shard->has_masks ? mask + (size_t)clip * pixels : NULL;
             load_frame(b->input + (size_t)k * pixels * 3, mask, buffer, shard, frame, augment,
                        rng_key(key, RNG_AUGMENT, (uint64_t)clip), rng_key(key, RNG_AUGMENT, (uint64_t)(b->B + k)));
         }
         free(buffer);
     }
+    if (b->T == 1) memcpy(b->first_mask, b->mask, sizeof(float) * n * pixels);
 }
 
 // A permutation of 0..n-1 that depends on seed and epoch only (Fisher and Yates)
@@ -2362,7 +2678,7 @@ static void shuffle(int *order, int n, uint64_t seed, int epoch) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// 15 METRICS
+// 16 METRICS
 //
 // The ultrasound protocol: threshold p > 0.5 (logit > 0) against mask > 0.5, each measure per frame, then the mean over
 // frames. A measure without denominator is 0, as in the released code: so a frame that is empty in both counts as 0.
@@ -2386,11 +2702,11 @@ static void metrics_add(Metrics *s, const float *logits, const float *mask, size
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// 16 OPTIONS, TRAIN, EVALUATE, MAIN
+// 17 OPTIONS, TRAIN, EVALUATE, MAIN
 
 typedef struct {
-    const char *config, *scans, *train, *val, *out, *init, *bce, *dt_init;
-    int size, frames, batch, epochs, seed, eval_every, flip, jitter, threads, bench, help;
+    const char *config, *scans, *train, *val, *out, *init, *bce, *dt_init, *affine;
+    int size, edge, patch, frames, batch, epochs, seed, eval_every, flip, jitter, threads, bench, help;
     double lr, drop_path, dropout;
 } Options;
 
@@ -2416,6 +2732,9 @@ static const Option OPTIONS[] = {
     {"epochs", "12", "passes over the training shard (a last, incomplete batch is left out)", 'i', 1, 100000, FIELD(epochs)},
     {"lr", "0.002", "Adam's learning rate; falls towards 1 % along a cosine, epoch by epoch", 'd', 1e-9, 1, FIELD(lr)},
     {"bce", "plain", "cross-entropy of the loss: plain (mean over pixels) or weighted (near edges)", 's', 0, 0, FIELD(bce)},
+    {"edge", "3", "layers of the boundary head: 3, or 1 (the released code's); 0: no boundary loss", 'i', 0, 3, FIELD(edge)},
+    {"affine", "", "network of the affine constraint; none: without; else beside the shard", 's', 0, 0, FIELD(affine)},
+    {"patch", "0", "side of the constraint's patches; 0: a quarter of the frames' side", 'i', 0, 1024, FIELD(patch)},
     {"dt-init", "mamba", "initial step sizes of the scans: mamba or vivim (the released code's)", 's', 0, 0, FIELD(dt_init)},
     {"drop-path", "0.1", "highest probability to drop a SegFormer branch", 'd', 0, 0.9, FIELD(drop_path)},
     {"dropout", "0.1", "dropout before the last layer", 'd', 0, 0.9, FIELD(dropout)},
@@ -2487,10 +2806,12 @@ static void model_from_options(Model *m, const Options *o) {
     if (!none && strcmp(o->scans, "fbs") && strcmp(o->scans, "fb") && strcmp(o->scans, "f") && strcmp(o->scans, "s"))
         fail("--scans %s: must be fbs, fb, f, s or none", o->scans);
     if (strcmp(o->bce, "plain") && strcmp(o->bce, "weighted")) fail("--bce %s: must be plain or weighted", o->bce);
+    if (o->edge == 2) fail("--edge 2: the boundary head has 3 layers, 1, or 0 for none");
     if (strcmp(o->dt_init, "mamba") && strcmp(o->dt_init, "vivim")) fail("--dt-init %s: must be mamba or vivim", o->dt_init);
     Config config = CONFIGS[i];
     snprintf(config.scans, sizeof config.scans, "%s", none ? "" : o->scans);
     if (none) memset(config.mamba_depths, 0, sizeof config.mamba_depths);  // the ablation "basic"
+    config.edge_layers = o->edge;
     config.plain_dt = strcmp(o->dt_init, "vivim") == 0;
     model_init(m, &config, (uint64_t)o->seed);
     m->drop_path = (float)o->drop_path, m->dropout = (float)o->dropout;
@@ -2510,31 +2831,20 @@ static void open_shard(Shard *shard, const char *path, const Options *o) {
              o->size, o->size, o->size);
 }
 
-// 0*x is 0 for a finite x and NaN for infinity and NaN, and a NaN stays in the sum
-static int all_finite(const float *x, size_t n) {
-    float sum = 0.0f;
-    #pragma omp parallel for simd schedule(static) reduction(+ : sum)
-    for (size_t i = 0; i < n; i++) sum += 0.0f * x[i];
-    return sum == 0.0f;
-}
-
-// One training step on a loaded batch; returns the loss. NaN if it, a gradient or a running statistic (an infinite variance
-// makes a finite loss) is not finite: then no parameter is updated.
-static double train_step(Model *m, const Batch *batch, double lr) {
+// One training step on a loaded batch; returns the losses. The total is NaN if it, a gradient or a running statistic (an
+// infinite variance makes a finite loss) is not finite: then no parameter is updated.
+static Losses train_step(Model *m, const AffineNet *f, const Batch *batch, double lr) {
     size_t pixels = (size_t)m->B * m->H * m->W;
+    float *dlogits = malloc_floats(pixels), *dedge = malloc_floats(pixels);
     model_forward(m, batch->input);
-    float *weight = malloc_floats(pixels), *dlogits = malloc_floats(pixels);
-    double *sums = (double *)malloc_check(sizeof(double) * 3 * (size_t)m->B);
-    double loss = segloss_forward(weight, sums, m->logits, batch->mask, m->B, m->H, m->W, m->weighted_bce);
-    if (isfinite(loss)) {
-        segloss_backward(dlogits, weight, sums, m->logits, batch->mask, m->B, m->H, m->W, m->weighted_bce);
+    Losses loss = loss_and_gradient(dlogits, dedge, m, f, batch->mask, batch->first_mask);
+    if (isfinite(loss.total)) {
         model_zero_grad(m);
-        model_backward(m, NULL, dlogits, batch->input);
+        model_backward(m, NULL, dlogits, dedge, batch->input);
         if (all_finite(m->grads, m->num_params) && all_finite(m->buffers, m->num_buffers)) model_update(m, lr);
-        else loss = (double)NAN;
+        else loss.total = (double)NAN;
     }
-    free(sums); free(dlogits);
-    free(weight);
+    free(dedge); free(dlogits);
     return loss;
 }
 
@@ -2600,8 +2910,22 @@ static void not_a_number(FILE *log, const char *what, int64_t step, int epoch, c
          epoch ? "the last good checkpoint is " : "no checkpoint was saved yet", epoch ? last_path : "");
 }
 
+// The frozen network for frames of H x W; 0: train without it
+static int open_affine(AffineNet *f, const Options *o, int H, int W) {
+    char path[4096];
+    int q = o->patch ? o->patch : default_patch(H, W);
+    if (o->edge == 0 || strcmp(o->affine, "none") == 0) return 0;
+    if (q > min_int(H, W)) fail("--patch %d: is more than the frames' %dx%d; use a smaller one", q, H, W);
+    if (o->affine[0]) snprintf(path, sizeof path, "%s", o->affine);
+    else affine_path(path, sizeof path, o->train);
+    affine_load(f, path, q);
+    printf("%s: frozen network of the affine constraint, %d x %d patches of %dx%d\n", path, H / q, W / q, q, q);
+    return 1;
+}
+
 static void train(const Options *o) {
     Model model, *m = &model;
+    AffineNet affine;
     Shard training, validation;
     Batch batch;
     Augment augment;
@@ -2622,6 +2946,7 @@ static void train(const Options *o) {
     snprintf(last_path, sizeof last_path, "%s/last.safetensors", o->out);
     snprintf(log_path, sizeof log_path, "%s/log.txt", o->out);
     snprintf(picture_path, sizeof picture_path, "%s/predictions.png", o->out);
+    const AffineNet *f = open_affine(&affine, o, H, W) ? &affine : NULL;
     model_from_options(m, o);
     augment.flip = o->flip, augment.jitter = o->jitter;
     printf("%s: %d videos, %d frames; %s: %d videos, %d frames; %dx%d\n", o->train, training.videos, training.frames, o->val,
@@ -2637,7 +2962,7 @@ static void train(const Options *o) {
     FILE *log = fopen(log_path, "w");
     if (log == NULL) fail("%s: cannot write: %s; choose another --out", log_path, strerror(errno));
     options_print(log, o);
-    fprintf(log, "# parameters %zu\n# train: epoch step lr loss\n", m->num_params);
+    fprintf(log, "# parameters %zu\n# train: epoch step lr loss seg edge affine\n", m->num_params);
     fprintf(log, "# val: epoch loss dice jaccard precision recall empty_frames\n");
 
     struct sigaction action; memset(&action, 0, sizeof action);
@@ -2646,29 +2971,32 @@ static void train(const Options *o) {
     sigaction(SIGINT, &action, NULL); sigaction(SIGTERM, &action, NULL);
 
     for (int epoch = 0; epoch < o->epochs; epoch++) {
-        double lr = cosine_lr(o->lr, epoch, o->epochs), loss_sum = 0, dice = -1.0, epoch_start = seconds();
-        double shown = epoch_start;
+        double lr = cosine_lr(o->lr, epoch, o->epochs), dice = -1.0, epoch_start = seconds(), shown = epoch_start;
+        Losses sum; memset(&sum, 0, sizeof sum);
         shuffle(order, training.frames, m->seed, epoch);
         model_plan(m, B, T, H, W, 1, 0, 0);
         for (int step = 0; step < steps && !stop_requested; step++) {
             uint64_t key = rng_key(m->seed, RNG_AUGMENT, (uint64_t)m->step);
             batch_load(&batch, &training, order + (size_t)step * B, B, &augment, key);
-            double loss = train_step(m, &batch, lr);
-            if (!isfinite(loss)) not_a_number(log, "loss, a gradient or a batch norm statistic", m->step + 1, epoch,
-                                              last_path);
-            loss_sum += loss; clips_done += B;
-            fprintf(log, "train %d %lld %.8g %.6f\n", epoch + 1, (long long)m->step, lr, loss);
+            Losses l = train_step(m, f, &batch, lr);
+            if (!isfinite(l.total)) not_a_number(log, "loss, a gradient or a batch norm statistic", m->step + 1, epoch,
+                                                 last_path);
+            sum.total += l.total, sum.seg += l.seg, sum.edge += l.edge, sum.affine += l.affine, clips_done += B;
+            fprintf(log, "train %d %lld %.8g %.6f %.6f %.6f %.6f\n", epoch + 1, (long long)m->step, lr, l.total, l.seg,
+                    l.edge, l.affine);
             if (seconds() - shown > (tty ? 0.2 : 30.0)) {
                 shown = seconds();
                 printf("%sepoch %d/%d  step %d/%d  loss %.4f  %.1f clips/s%s", tty ? "\r" : "", epoch + 1, o->epochs,
-                       step + 1, steps, loss_sum / (step + 1), (double)(step + 1) * B / (shown - epoch_start),
+                       step + 1, steps, sum.total / (step + 1), (double)(step + 1) * B / (shown - epoch_start),
                        tty ? "\033[K" : "\n");
                 fflush(stdout);
             }
         }
         train_seconds += seconds() - epoch_start;
         if (!stop_requested)
-            printf("%sepoch %3d/%d  lr %.2e  loss %.4f", tty ? "\r\033[K" : "", epoch + 1, o->epochs, lr, loss_sum / steps);
+            printf("%sepoch %3d/%d  lr %.2e  loss %.4f", tty ? "\r\033[K" : "", epoch + 1, o->epochs, lr, sum.total / steps);
+        if (!stop_requested && o->edge)
+            printf(" (seg %.4f edge %.4f affine %.4f)", sum.seg / steps, sum.edge / steps, sum.affine / steps);
         fflush(stdout);
         if (!stop_requested && ((epoch + 1) % o->eval_every == 0 || epoch + 1 == o->epochs)) {
             Metrics v = evaluate(m, &validation, B, T);
@@ -2702,13 +3030,14 @@ static void train(const Options *o) {
     printf("best val Dice %.4f at epoch %d, total %.0f s\n", best, best_epoch, seconds() - start);
     batch_free(&batch); free(order);
     model_free(m);
+    if (f) affine_free(&affine);
     shard_close(&training); shard_close(&validation);
 }
 
 #include "dev/bench.h"  // bench(): ./train_vivim --bench
 
-int train_vivim(int argc, char **argv) {
-    Options options;
+// How threads wait and malloc keeps memory: what a program's main does first
+static void start_process(char **argv) {
 #if defined(_OPENMP) && defined(__linux__)
     // Threads that wait for each other spin by default for many milliseconds. On a machine that others use too, the one
     // waited for then gets no core: 20 times slower beside two busy programs. To sleep at once costs up to 30 % on a quiet
@@ -2719,15 +3048,26 @@ int train_vivim(int argc, char **argv) {
         execv("/proc/self/exe", argv);         // returns only if it failed: then go on as we are
     }
 #endif
-    options_parse(&options, argc, argv);
+    (void)argv;
 #ifdef __GLIBC__
     // Layers take and give back workspace at every call: let malloc reuse it instead of returning it to the system, which
     // would clear the pages each time.
     mallopt(M_MMAP_MAX, 0); mallopt(M_TRIM_THRESHOLD, -1);
 #endif
+}
+
+static void set_threads_wanted(int threads) {  // 0: as many as OpenMP chooses
 #ifdef _OPENMP
-    if (options.threads) omp_set_num_threads(options.threads);
+    if (threads) omp_set_num_threads(threads);
 #endif
+    (void)threads;
+}
+
+int train_vivim(int argc, char **argv) {
+    Options options;
+    start_process(argv);
+    options_parse(&options, argc, argv);
+    set_threads_wanted(options.threads);
     if (options.help) options_help();
     else if (options.bench) bench(&options);
     else train(&options);

@@ -14,4 +14,10 @@
 #define floorf floor
 #define roundf round
 #define powf pow
+
+// the elementary functions of section 2
+static inline float exp2_simd(float x) { return exp2(x); }
+static inline float exp_simd(float x) { return exp(x); }
+static inline float log1p_simd(float u) { return log1p(u); }
+static inline float normal_cdf_simd(float x) { return 0.5 * erfc(-x * 0.70710678118654752440); }
 #endif

@@ -9,8 +9,8 @@
 # (no libjpeg or libpng), limits that this shell cannot set, memory limits under AddressSanitizer.
 
 root=$(cd "$(dirname "$0")/.." && pwd) || exit 1
-train=$root/train_vivim phantom=$root/prepro/phantom frames=$root/prepro/frames
-for program in "$train" "$phantom"; do
+train=$root/train_vivim phantom=$root/prepro/phantom frames=$root/prepro/frames affine=$root/prepro/affine
+for program in "$train" "$phantom" "$affine"; do
     [ -x "$program" ] || { echo "test_cli.sh: $program: not built; run make train_vivim prepro" >&2; exit 1; }
 done
 work=$(mktemp -d) || exit 1
@@ -63,7 +63,7 @@ judge_refusal() {
     problem=
     [ "$status" -eq 1 ] || problem="the exit status is not 1"
     [ -n "$problem" ] || [ "$(wc -l < stderr)" -eq 1 ] || problem="stderr is not one line"
-    [ -n "$problem" ] || grep -q -E '^(train_vivim|phantom|frames): ' stderr || problem="stderr does not begin with the program's name"
+    [ -n "$problem" ] || grep -q -E '^(train_vivim|phantom|frames|affine): ' stderr || problem="stderr does not begin with the program's name"
     for word in $words; do
         [ -n "$problem" ] || grep -q -F -e "$word" stderr || problem="stderr does not say '$word'"
     done
@@ -155,7 +155,7 @@ test_phantom() {
     for value in x 0 -1 1.5 3x '' 99999999999999999999; do
         refuse "phantom --videos '$value'" "--videos" "$phantom" --out new/p.bin --videos "$value"
     done
-    for value in 64 64x x64 31x64 64x2000 64x64x64 ax64 ''; do
+    for value in 64 64x x64 31x64 64x3000 64x64x64 ax64 ''; do
         refuse "phantom --size '$value'" "--size" "$phantom" --out new/p.bin --size "$value"
     done
     refuse "phantom --frames 0" "--frames" "$phantom" --out new/p.bin --frames 0
@@ -228,7 +228,7 @@ test_frames() {
         picture "flat/GT/f$f.pgm" 5 40 36 377
     done
     accept_frames "frames: A/<video>/f B/<video>/f" "2 4 36x40 1" "v2 v10" "1 2 10 5" set/Frame set/GT
-    accept "train_vivim on frames' shard" "$train" --train new/f.bin --val new/f.bin --out new/out $quick
+    accept "train_vivim on frames' shard" "$train" --train new/f.bin --val new/f.bin --out new/out $quick --affine none
     accept_frames "frames: A/<video>/{Frame,GT}/f" "2 4 36x40 1" "v2 v10" "1 2 10 5" videos
     accept_frames "frames: A/{Frame,GT}/<video>/f" "2 4 36x40 1" "v2 v10" "1 2 10 5" set
     accept_frames "frames: A/{Frame,GT}/f" "3 3 36x40 1" "f1 f2 f10" "1 2 10" flat
@@ -611,15 +611,54 @@ test_training() {
     check_equal "--eval-every beyond the end: the last epoch is validated" "$(grep -c '^val ' new/out/log.txt)" 1
     for HxW in 45x37 33x32 32x65; do
         "$phantom" --out odd.bin --videos 2 --frames 2 --size $HxW > /dev/null
+        "$affine" --shard odd.bin --steps 1 --batch 4 > /dev/null
         trains "frames of $HxW" --train odd.bin --val odd.bin
     done
     "$phantom" --out odd.bin --videos 3 --frames 1 --size 32x32 > /dev/null
+    "$affine" --shard odd.bin --steps 1 --batch 4 > /dev/null
     trains "videos of one frame" --train odd.bin --val odd.bin
+    trains "without the affine constraint" --affine none
+    trains "without boundary losses" --edge 0
+    trains "boundary head of one layer" --edge 1
     trains "--config b0" --config b0 --frames 1 --batch 1 --train odd.bin --val odd.bin
     accept "--bench without Mamba layers" "$train" --bench --config b0 --scans none --size 64 --frames 1
     accept "--bench" "$train" --bench --size 32 --frames 1
     tail -n 1 stdout > last
     check "--bench ends with a JSON line" grep -q -E '^\{"config": "tiny", "threads": [0-9]+, "forward_ms": [0-9.]+, "step_ms": [0-9.]+, "forward_peak_mb": [0-9.]+, "step_peak_mb": [0-9.]+\}$' last
+}
+
+# ----------------------------------------------------------------------------------------------------------------------
+# prepro/affine, and its file in train_vivim
+
+test_affine() {
+    refuse_affine() { refuse "$1" "$2" "$train" --train good.bin --val good.bin --out new/out $quick --affine "$2" $3; }
+    refuse_affine "--affine missing" "missing.safetensors"
+    refuse_affine "--affine is a shard" "good.bin"
+    refuse_affine "--affine is a checkpoint" "base/best.safetensors"
+    refuse_affine "--affine of another patch side" "good_affine.safetensors" "--patch 16"
+    whole=$(size good_affine.safetensors)
+    for bytes in 7 100 $((whole / 2)) $((whole - 1)); do
+        cut_to good_affine.safetensors $bytes bad.safetensors && refuse_affine "--affine of $bytes bytes" "bad.safetensors"
+    done
+    cp good_affine.safetensors bad.safetensors && put bad.safetensors "$(tensor_offset bad.safetensors affine.fc2.bias)" '\000\000\300\177'
+    refuse_affine "--affine with NaN" "bad.safetensors"
+    refuse "no network beside the shard" "val_affine.safetensors prepro/affine" "$train" --train val.bin --val good.bin --out new/out $quick
+    refuse "--patch larger than the frames" "--patch" "$train" --train good.bin --val good.bin --out new/out $quick --patch 64
+    refuse_option edge x 2 4 -1
+    refuse_option patch x -1 5000
+    refuse "affine, no shard" "missing.bin" "$affine" --shard missing.bin --out new/a
+    refuse "affine, shard without masks" "nomasks.bin masks" "$affine" --shard nomasks.bin --out new/a
+    refuse "affine, empty masks" "black.bin" "$affine" --shard black.bin --out new/a
+    refuse "affine, unknown option" "--step" "$affine" --shard good.bin --out new/a --step 3
+    refuse "affine, no value" "--steps" "$affine" --shard good.bin --out new/a --steps
+    refuse "affine, patch larger than the frames" "--patch" "$affine" --shard good.bin --out new/a --patch 33
+    refuse "affine, patch and grid" "--grid" "$affine" --shard good.bin --out new/a --patch 8 --grid 2
+    refuse "affine, directory missing" "missing/a" "$affine" --shard good.bin --steps 1 --batch 4 --out missing/a
+    for option in patch grid steps batch lr seed threads; do refuse "affine --$option x" "--$option" "$affine" --shard good.bin --out new/a --$option x; done
+    accept "affine --help" "$affine" --help
+    for threads in 1 4; do accept "affine, $threads threads" "$affine" --shard good.bin --steps 5 --batch 32 --patch 9 --threads $threads --out new/$threads; done
+    check "affine, 1 and 4 threads: the same file" cmp new/1 new/4
+    accept "a larger patch" "$train" --train good.bin --val good.bin --out new/out $quick --affine new/1 --patch 9
 }
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -630,8 +669,12 @@ quick="--epochs 1 --batch 4 --frames 1"
 "$phantom" --out small.bin --videos 2 --frames 2 --size 32x32 --seed 3 > /dev/null &&
 "$phantom" --out sixteen.bin --videos 16 --frames 1 --size 32x32 > /dev/null &&
 "$phantom" --out many.bin --videos 400 --frames 5 --size 32x32 > /dev/null &&
+"$affine" --shard good.bin --steps 3 --batch 16 > /dev/null &&
+for shard in small sixteen many wide plain kept; do cp good_affine.safetensors ${shard}_affine.safetensors || exit 1; done &&
 "$train" --train good.bin --val good.bin $quick --out base > stdout 2> stderr ||
     { echo "test_cli.sh: phantom or train_vivim does not work at all:"; cat stderr; exit 1; }
+cut_to good.bin $((1024 + 4 * 64 + 16 * 32 * 32 * 3)) nomasks.bin && put nomasks.bin 28 '\000\000\000\000'
+{ cat nomasks.bin; dd if=/dev/zero bs=1024 count=16 2> /dev/null; } > black.bin && put black.bin 28 '\001\000\000\000'
 mkdir somewhere pictures
 cp base/predictions.png pictures/p.png
 cp good.bin kept.bin
@@ -647,6 +690,7 @@ test_shards
 test_options
 test_out
 test_init
+test_affine
 test_limits
 test_nan
 test_signals

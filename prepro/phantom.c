@@ -520,7 +520,7 @@ static void print_help(void) {
            "  --out FILE        the shard to write (needed)\n"
            "  --videos N        videos, 1 .. 100000                          [48]\n"
            "  --frames N        frames of each video, 1 .. 10000             [8]\n"
-           "  --size HxW        height and width of a frame, 32 .. 1024      [64x64]\n"
+           "  --size HxW        height and width of a frame, 32 .. 2048      [64x64]\n"
            "  --seed S          another seed, other videos; 0 .. 2^63 - 1    [1]\n"
            "  --preview FILE    also write a contact sheet, a PNG picture\n"
            "  --help            this text\n");
@@ -562,8 +562,8 @@ static Options parse_options(int argc, char **argv) {
         case 2: o.frames = (int)parse_number(name, value, 0, NULL, 1, 10000); break;
         case 3:
             if (!strchr(value, 'x')) die("--size: must be two numbers, like 64x96; see --help");
-            o.H = (int)parse_number(name, value, 'x', &rest, 32, 1024);
-            o.W = (int)parse_number(name, rest, 0, NULL, 32, 1024);
+            o.H = (int)parse_number(name, value, 'x', &rest, 32, 2048);
+            o.W = (int)parse_number(name, rest, 0, NULL, 32, 2048);
             break;
         case 4: o.seed = (uint64_t)parse_number(name, value, 0, NULL, 0, INT64_MAX); break;
         default: o.preview = value;
