@@ -162,7 +162,7 @@ static void print_help(void) {
            "  --out FILE     the network                                    [SHARD_affine.safetensors]\n"
            "  --grid N       patches along the frames' smaller side         [4]\n"
            "  --patch N      side of a patch, instead of --grid             [the smaller side / grid]\n"
-           "  --steps N      batches of pairs to learn from                 [2000]\n"
+           "  --steps N      batches of pairs to learn from                 [6000]\n"
            "  --batch N      pairs of a batch                               [256]\n"
            "  --lr X         Adam's learning rate; falls along a cosine     [0.002]\n"
            "  --seed N       of all random numbers                          [1]\n"
@@ -179,7 +179,7 @@ static double number(const char *name, const char *text, double low, double high
 }
 
 static AffineOptions parse_options(int argc, char **argv) {
-    AffineOptions o = {"data/phantom_train.bin", "", 0, 0, 2000, 256, 1, 0, 0.002};
+    AffineOptions o = {"data/phantom_train.bin", "", 0, 0, 6000, 256, 1, 0, 0.002};
     for (int i = 1; i < argc; i += 2) {
         const char *name = argv[i], *value = argv[i + 1];
         if (strcmp(name, "--help") == 0) { print_help(); exit(0); }
