@@ -154,61 +154,35 @@ static double held_out_errors(double error[6], double trivial[6], const AffineNe
 
 static double sum6(const double x[6]) { return x[0] + x[1] + x[2] + x[3] + x[4] + x[5]; }
 
-typedef struct { const char *shard, *out; int patch, grid, steps, batch, seed, threads; double lr; } AffineOptions;
+typedef struct { const char *shard, *out; int grid, patch, steps, batch, seed, threads, help; double lr; } AffineOptions;
 
-static void print_help(void) {
-    printf("affine - pre-trains the network of the affine constraint on the masks of a training shard\n\n"
-           "  --shard FILE   the training shard                             [data/phantom_train.bin]\n"
-           "  --out FILE     the network                                    [SHARD_affine.safetensors]\n"
-           "  --grid N       patches along the frames' smaller side         [4]\n"
-           "  --patch N      side of a patch, instead of --grid             [the smaller side / grid]\n"
-           "  --steps N      batches of pairs to learn from                 [6000]\n"
-           "  --batch N      pairs of a batch                               [256]\n"
-           "  --lr X         Adam's learning rate; falls along a cosine     [0.002]\n"
-           "  --seed N       of all random numbers                          [1]\n"
-           "  --threads N    0: as many as OpenMP chooses                   [0]\n"
-           "  --help         this list\n");
-}
-
-static double number(const char *name, const char *text, double low, double high, int whole) {
-    char *end; errno = 0;
-    double value = strtod(text, &end);
-    if (end == text || *end || errno || !(value >= low && value <= high) || (whole && value != floor(value)))
-        fail("%s '%s': wants a %s from %g to %g", name, text, whole ? "whole number" : "number", low, high);
-    return value;
-}
-
-static AffineOptions parse_options(int argc, char **argv) {
-    AffineOptions o = {"data/phantom_train.bin", "", 0, 0, 6000, 256, 1, 0, 0.002};
-    for (int i = 1; i < argc; i += 2) {
-        const char *name = argv[i], *value = argv[i + 1];
-        if (strcmp(name, "--help") == 0) { print_help(); exit(0); }
-        static const char *const known[] = {"--shard", "--out", "--grid", "--patch", "--steps", "--batch", "--lr", "--seed",
-                                            "--threads"};
-        int option = 0;
-        while (option < 9 && strcmp(name, known[option]) != 0) option++;
-        if (option == 9) fail("%s: no such option; --help lists them", name);
-        if (value == NULL || value[0] == '\0') fail("%s: a value must follow; --help says which", name);
-        switch (option) {
-        case 0: o.shard = value; break;
-        case 1: o.out = value; break;
-        case 2: o.grid = (int)number(name, value, 1, 4096, 1); break;
-        case 3: o.patch = (int)number(name, value, 4, 1024, 1); break;
-        case 4: o.steps = (int)number(name, value, 1, 1e9, 1); break;
-        case 5: o.batch = (int)number(name, value, 1, 65536, 1); break;
-        case 6: o.lr = number(name, value, 1e-9, 1, 0); break;
-        case 7: o.seed = (int)number(name, value, 0, 2147483647, 1); break;
-        default: o.threads = (int)number(name, value, 0, 1024, 1);
-        }
-    }
-    if (o.grid && o.patch) fail("--grid and --patch: both say the side of a patch; give one");
-    return o;
-}
+#define FIELD(member) offsetof(AffineOptions, member)
+static const Option AFFINE_OPTIONS[] = {
+    {"shard", "data/phantom_train.bin", "the training shard", 's', 0, 0, FIELD(shard)},
+    {"out", "", "the network; else beside the shard: SHARD_affine.safetensors", 's', 0, 0, FIELD(out)},
+    {"grid", "0", "patches along the frames' smaller side; 0: 4", 'i', 0, 4096, FIELD(grid)},
+    {"patch", "0", "side of a patch, instead of --grid; 0: what --grid says", 'i', 0, 1024, FIELD(patch)},
+    {"steps", "10000", "batches of pairs to learn from", 'i', 1, 1e9, FIELD(steps)},
+    {"batch", "256", "pairs of a batch", 'i', 1, 65536, FIELD(batch)},
+    {"lr", "0.003", "Adam's learning rate; falls along a cosine", 'd', 1e-9, 1, FIELD(lr)},
+    {"seed", "1", "of all random numbers", 'i', 0, 2147483647, FIELD(seed)},
+    {"threads", "0", "0: as many as OpenMP chooses; results do not depend on it", 'i', 0, 1024, FIELD(threads)},
+    {"help", "", "this list", 'f', 0, 0, FIELD(help)},
+    {NULL, NULL, NULL, 0, 0, 0, 0},
+};
+#undef FIELD
 
 int main(int argc, char **argv) {
     static const char *const NAME[6] = {"a11", "a12", "tx", "a21", "a22", "ty"};
     start_process(argv);
-    AffineOptions o = parse_options(argc, argv);
+    AffineOptions o;
+    options_parse(&o, AFFINE_OPTIONS, argc, argv);
+    if (o.help) {
+        printf("affine - pre-trains the network of the affine constraint on the masks of a training shard\n\n");
+        options_help(AFFINE_OPTIONS);
+        return 0;
+    }
+    if (o.grid && o.patch) fail("--grid and --patch: both say the side of a patch; give one");
     Shard shard; Patches p; AffineNet f; Work w;
     char err[4608], path[4096], text[4][64];
     double error[6], trivial[6], start = seconds(), loss = 0.0;

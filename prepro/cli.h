@@ -1,0 +1,82 @@
+/* cli.h - the command line of all programs here: one clear line when something is wrong, and options from a table.
+   Header only. A program says its name first:   #define VIVIM_PROGRAM "affine"  */
+#ifndef VIVIM_CLI_H
+#define VIVIM_CLI_H
+
+#include <errno.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifndef VIVIM_PROGRAM
+#define VIVIM_PROGRAM "train_vivim"
+#endif
+
+// One line on stderr - what, where, what to do - and exit status 1
+__attribute__((format(printf, 1, 2))) static void fail(const char *format, ...) {
+    va_list args; va_start(args, format);
+    fflush(stdout); fprintf(stderr, VIVIM_PROGRAM ": ");
+    vfprintf(stderr, format, args); fprintf(stderr, "\n");
+    va_end(args);
+    exit(1);
+}
+
+// One table gives parsing, defaults, limits, --help and the head of a log. The last row has the name NULL.
+typedef struct {
+    const char *name, *fallback, *help;
+    char kind;  // 's' text, 'i' whole number, 'd' number, 'f' flag without a value
+    double low, high;
+    size_t field;  // offset in the program's struct of options: const char *, int, double, int
+} Option;
+
+static inline void option_set(void *options, const Option *option, const char *value) {
+    void *field = (char *)options + option->field;
+    if (option->kind == 'f') {
+        *(int *)field = value[0] != '\0';
+    } else if (option->kind == 's') {
+        if (value[0] == '\0' && option->fallback[0])
+            fail("--%s '': is empty; leave it out for %s", option->name, option->fallback);
+        *(const char **)field = value;
+    } else {
+        char *end; errno = 0;
+        double number = strtod(value, &end);
+        if (end == value || *end != '\0' || errno || !(number >= option->low && number <= option->high) ||
+            (option->kind == 'i' && number != floor(number)))
+            fail("--%s %s: wants a %s from %g to %g", option->name, value, option->kind == 'i' ? "whole number" : "number",
+                 option->low, option->high);
+        if (option->kind == 'i') *(int *)field = (int)number;
+        else *(double *)field = number;
+    }
+}
+
+// Fills the struct: every option's fallback, then what the command line says
+static inline void options_parse(void *options, const Option *table, int argc, char **argv) {
+    for (const Option *t = table; t->name; t++) option_set(options, t, t->fallback);
+    for (int a = 1; a < argc; a++) {
+        const Option *t = table;
+        while (t->name && (strncmp(argv[a], "--", 2) != 0 || strcmp(argv[a] + 2, t->name) != 0)) t++;
+        if (t->name == NULL) fail("%s: no such option; --help lists them", argv[a]);
+        if (t->kind != 'f' && a + 1 == argc) fail("%s: a value must follow; --help says which", argv[a]);
+        option_set(options, t, t->kind == 'f' ? "1" : argv[++a]);
+    }
+}
+
+static inline void options_help(const Option *table) {
+    for (const Option *t = table; t->name; t++)
+        printf(t->fallback[0] ? "  --%-15s %s [%s]\n" : "  --%-15s %s\n", t->name, t->help, t->fallback);
+}
+
+// A comment line for each option with a value, as the head of a log
+static inline void options_print(FILE *f, const void *options, const Option *table) {
+    for (const Option *t = table; t->name; t++) {
+        const void *field = (const char *)options + t->field;
+        if (t->kind == 's') fprintf(f, "# --%s %s\n", t->name, *(const char *const *)field);
+        if (t->kind == 'i') fprintf(f, "# --%s %d\n", t->name, *(const int *)field);
+        if (t->kind == 'd') fprintf(f, "# --%s %g\n", t->name, *(const double *)field);
+    }
+}
+
+#endif
