@@ -2776,12 +2776,13 @@ static void test_metrics(Test *t, const void *row) {
     Metrics m;
     (void)row;
     memset(&m, 0, sizeof m);
-    metrics_add(&m, logits, mask, 4);                                  // 3 predicted, 2 real, 2 in common
+    metrics_add(&m, logits, 0.0f, mask, 4);                                  // 3 predicted, 2 real, 2 in common
     expect_error(t, "Dice", fabs(m.dice - 0.8), 1e-12);
     expect_error(t, "Jaccard", fabs(m.jaccard - 2.0 / 3), 1e-12);
     expect_error(t, "Precision", fabs(m.precision - 2.0 / 3), 1e-12);
     expect_error(t, "Recall", fabs(m.recall - 1), 1e-12);
-    metrics_add(&m, none, none, 4);                                    // empty in both: 0, and counted
+    expect_error(t, "Specificity", fabs(m.specificity - 0.5), 1e-12);
+    metrics_add(&m, none, 0.0f, none, 4);                                    // empty in both: 0, and counted
     expect_error(t, "Dice with an empty frame", fabs(m.dice - 0.8), 1e-12);
     expect(t, m.frames == 2 && m.empty == 1, "two frames, one of them empty");
 }
@@ -3095,6 +3096,197 @@ static void test_safetensors(Test *t, const void *row) {
     unlink(path);
 }
 
+// The table of the released model - b3, edge head of one layer - is the released state_dict: every key, every shape. The only
+// tensor outside the table is the scalar num_batches_tracked.
+static void test_keys(Test *t, const void *row) {
+    Config config = CONFIGS[4];
+    char path[1024], line[512], what[256];
+    int keys = 0, found = 0;
+    Model m;
+    (void)row;
+    snprintf(path, sizeof path, "%s/keys.txt", t->golden);
+    FILE *f = fopen(path, "r");
+    if (!f) {
+        snprintf(t->skipped, sizeof t->skipped, "%.200s: cannot be read", path);
+        return;
+    }
+    config.edge_layers = 1;
+    model_init(&m, &config, 1);
+    while (fgets(line, sizeof line, f)) {
+        char name[256], shape[128], ours[128] = "";
+        if (line[0] == '#' || sscanf(line, "%255s [%127[^]]", name, shape) != 2) {
+            found += strncmp(line, "decoder.batch_norm.num_batches_tracked []", 41) == 0, keys += line[0] != '#';
+            continue;
+        }
+        keys++;
+        for (int i = 0; i < m.num_tensors; i++) {
+            const Tensor *row_i = &m.tensors[i];
+            if (strcmp(row_i->name, name) != 0) continue;
+            for (int k = 0, n = 0; k < row_i->ndim; k++) n += snprintf(ours + n, sizeof ours - (size_t)n, k ? ",%d" : "%d", row_i->shape[k]);
+            found++;
+        }
+        snprintf(what, sizeof what, "%.120s: [%.60s] is [%.60s]", name, ours, shape);
+        expect(t, strcmp(ours, shape) == 0, what);
+    }
+    fclose(f);
+    expect(t, keys == 912 && found == keys && m.num_tensors + 1 == keys, "912 keys, each once");
+    model_free(&m);
+}
+
+// what checkpoint_load prints would disturb the list of tests
+static void load_quietly(Model *m, const char *path) {
+    fflush(stdout);
+    int out = dup(STDOUT_FILENO), null = open("/dev/null", O_WRONLY);
+    dup2(null, STDOUT_FILENO);
+    checkpoint_load(m, path);
+    fflush(stdout);
+    dup2(out, STDOUT_FILENO);
+    close(out), close(null);
+}
+
+// A saved model is read back bit for bit, and its file alone tells the sizes, for every set of scans and every boundary head.
+static void test_checkpoint(Test *t, const void *row) {
+    static const char *const scans[5] = { "fbs", "fb", "f", "s", "" };
+    static const int edge_layers[3] = { 0, 1, 3 };
+    char path[512];
+    (void)row;
+    if (IS_DOUBLE) {
+        snprintf(t->skipped, sizeof t->skipped, "files hold float32");
+        return;
+    }
+    scratch_path(path, sizeof path, "checkpoint");
+    for (int i = 0; i < 15; i++) {
+        Config config = CONFIGS[i % 2], read = CONFIGS[1];
+        Model a, b;
+        config.edge_layers = edge_layers[i % 3];
+        strcpy(config.scans, scans[i / 3]);
+        if (!config.scans[0]) memset(config.mamba_depths, 0, sizeof config.mamba_depths);
+        model_init(&a, &config, 1);
+        a.batches_tracked = 77;
+        checkpoint_save(&a, path, 3, 0.5, 5, 64, 96);
+        read.edge_layers = 0;
+        config_from_file(&read, path);
+        if (!config.scans[0]) memcpy(config.mamba_depths, CONFIGS[i % 2].mamba_depths, sizeof config.mamba_depths), strcpy(config.scans, "fbs");
+        expect(t, memcmp(&config, &read, sizeof config) == 0, "the file tells the sizes");
+        if (scans[i / 3][0]) {
+            model_init(&b, &read, 2);
+            load_quietly(&b, path);
+            expect_bits(t, "parameters", a.params, b.params, a.num_params);
+            expect_bits(t, "buffers", a.buffers, b.buffers, a.num_buffers);
+            expect(t, b.batches_tracked == 77, "counter of batch norm");
+            model_free(&b);
+        }
+        model_free(&a);
+    }
+    remove(path);
+}
+
+// SegFormer's encoder and decoder under HuggingFace's names fill ours; its classifier of 19 classes is left out; the Mamba
+// layers keep their initial values.
+static void test_segformer(Test *t, const void *row) {
+    static const char *const encoders[2] = { "segformer.encoder.", "encoder." };
+    char path[512], err[512];
+    (void)row;
+    if (IS_DOUBLE) {
+        snprintf(t->skipped, sizeof t->skipped, "files hold float32");
+        return;
+    }
+    scratch_path(path, sizeof path, "segformer");
+    for (int round = 0; round < 4; round++) {      // with and without the prefix; with a decoder and the bare encoder
+        Config config = CONFIGS[1], read = CONFIGS[0];
+        Model a, b, fresh;
+        char names[1024][128];
+        static SafeTensorOut out[1024];
+        int n = 0, copied = 0, kept = 0, bare = round / 2;
+        model_init(&a, &config, 1);
+        for (int i = 0; i < a.num_tensors; i++) {
+            const Tensor *row_i = &a.tensors[i];
+            int encoder = strncmp(row_i->name, "encoder.downsample_layers.", 26) == 0, decoder = strncmp(row_i->name, "decoder.", 8) == 0;
+            if (!encoder && !(decoder && !bare)) continue;
+            snprintf(names[n], sizeof names[n], "%s%s", encoder ? encoders[round % 2] : "decode_head.", row_i->name + (encoder ? 26 : 8));
+            memset(&out[n], 0, sizeof out[n]);
+            out[n].name = names[n], out[n].dtype = "F32", out[n].ndim = row_i->ndim;
+            for (int k = 0; k < row_i->ndim; k++) out[n].shape[k] = row_i->shape[k];
+            if (strstr(row_i->name, "classifier")) out[n].shape[0] = 19;
+            out[n].data = tensor_data(&a, row_i), out[n].nbytes = row_i->numel * sizeof(float);
+            if (strstr(row_i->name, "classifier")) out[n].nbytes = out[n].nbytes / 150 * 19;
+            n++;
+        }
+        if (safetensors_write(path, out, n, NULL, NULL, 0, err, sizeof err) != 0) expect(t, 0, err);
+        config_from_file(&read, path);
+        config.edge_layers = read.edge_layers;
+        expect(t, memcmp(&config, &read, sizeof config) == 0, "the file tells the sizes: b0");
+        model_init(&b, &read, 2), model_init(&fresh, &read, 2);
+        load_quietly(&b, path);
+        for (int i = 0; i < b.num_tensors; i++) {
+            const Tensor *row_i = &b.tensors[i];
+            int encoder = strncmp(row_i->name, "encoder.downsample_layers.", 26) == 0, decoder = strncmp(row_i->name, "decoder.", 8) == 0;
+            int comes = (encoder || (decoder && !bare)) && !strstr(row_i->name, "classifier");
+            const Model *from = comes ? &a : &fresh;
+            expect_bits(t, row_i->name, tensor_data(&b, row_i), tensor_data(from, &from->tensors[i]), row_i->numel);
+            copied += comes, kept += !comes;
+        }
+        expect(t, copied > 100 && kept > 100, "both kinds of tensors are there");
+        model_free(&a), model_free(&b), model_free(&fresh);
+    }
+    remove(path);
+}
+
+typedef struct { float *prob; int calls, in_order, H, W; } Seen;
+
+static void see(void *context, int frame, const float *prob) {
+    Seen *s = (Seen *)context;
+    s->in_order += frame == s->calls++;
+    memcpy(s->prob + (size_t)frame * (size_t)(s->H * s->W), prob, sizeof(float) * (size_t)(s->H * s->W));
+}
+
+// Prediction by clips: every frame once, in order, the mean over the clips that hold it. Prediction of centred clips: what
+// the model says of the middle frame. Videos longer than a clip, shorter, and of a single frame.
+static void test_predict(Test *t, const void *row) {
+    enum { H = 32, W = 40, FRAMES = 14, T = 4, PIXELS = H * W };
+    int first_frame[4] = { 0, 10, 13, 14 };
+    uint8_t *rgb = (uint8_t *)malloc_check((size_t)FRAMES * PIXELS * 3);
+    float *got = malloc_floats((size_t)FRAMES * PIXELS), *want = malloc_floats((size_t)FRAMES * PIXELS);
+    Config config = CONFIGS[0];
+    Shard shard;
+    Model m;
+    Batch batch;
+    (void)row;
+    for (int i = 0; i < FRAMES * PIXELS * 3; i++) rgb[i] = (uint8_t)(127.5 + 127.5 * hash_u(fnv1a32("input"), (uint64_t)i));
+    memset(&shard, 0, sizeof shard);
+    shard.videos = 3, shard.frames = FRAMES, shard.H = H, shard.W = W, shard.first_frame = first_frame, shard.rgb = rgb;
+    shard.path = strdup("scratch");
+    model_init(&m, &config, 1);
+    for (int stride = 0; stride <= 5; stride++) {
+        int most = stride > T ? T : stride;        // clips further apart than they are long would leave frames out
+        Seen seen = { got, 0, 0, H, W };
+        for (size_t i = 0; i < (size_t)FRAMES * PIXELS; i++) got[i] = (float)NAN, want[i] = 0;
+        for (int v = 0; v < 3; v++) {
+            int begin = first_frame[v], n = first_frame[v + 1] - begin, length = most && n < T ? n : T, count[FRAMES] = { 0 };
+            if (stride) predict_strided(&m, &shard, v, T, stride, H, W, see, &seen);
+            else predict_centred(&m, &shard, v, 3, T, H, W, see, &seen);
+            batch_init(&batch, 1, length, H, W);
+            for (int first = 0; first < n; first++) {
+                int target = begin + first + (most ? length / 2 : 0);
+                if (most && !(first + length <= n && (first % most == 0 || first == n - length))) continue;
+                model_plan(&m, 1, length, H, W, 0, most > 0, 0);
+                batch_load(&batch, &shard, &target, 1, NULL, 0);
+                model_forward(&m, batch.input);
+                for (int k = 0; k < (most ? length : 1); k++, count[first + k - 1]++)
+                    for (int i = 0; i < PIXELS; i++)
+                        want[(begin + first + k) * PIXELS + i] += 1 / (1 + expf(-m.logits[k * PIXELS + i]));
+            }
+            batch_free(&batch);
+            for (int f = 0; f < n; f++)
+                for (int i = 0; i < PIXELS; i++) want[(begin + f) * PIXELS + i] /= (float)count[f];
+        }
+        expect(t, seen.calls == FRAMES && seen.in_order == FRAMES, "every frame once, in order");
+        expect_close(t, "probabilities", got, want, (size_t)FRAMES * PIXELS, LIMIT(1e-6));
+    }
+    model_free(&m);
+    free(shard.path), free(rgb), free(got), free(want);
+}
+
 // ------------------------------------------------------------------------------------------------------------------
 // 10. main
 
@@ -3116,6 +3308,10 @@ static int all_tests(TestCase *tests) {
     n = add_test(tests, n, "hash", "", test_hash, NULL);
     n = add_test(tests, n, "safetensors", "", test_safetensors, NULL);
     n = add_test(tests, n, "shard", "", test_shard, NULL);
+    n = add_test(tests, n, "keys", "", test_keys, NULL);
+    n = add_test(tests, n, "checkpoint", "", test_checkpoint, NULL);
+    n = add_test(tests, n, "segformer", "", test_segformer, NULL);
+    n = add_test(tests, n, "predict", "", test_predict, NULL);
     n = add_test(tests, n, "clips", "", test_clips, NULL);
     n = add_test(tests, n, "metrics", "", test_metrics, NULL);
     n = add_test(tests, n, "drop", "", test_drop, NULL);

@@ -65,6 +65,7 @@ CONVENTIONS
 #include "prepro/enhance.h"
 #include "prepro/overlay.h"
 #include "prepro/png.h"
+#include "prepro/resize.h"
 #include "prepro/safetensors.h"
 #include "prepro/shard.h"
 #ifdef VIVIM_DOUBLE  // test_vivim.c compiles this file a second time with every float a double: exact finite differences
@@ -107,6 +108,12 @@ static float *malloc_floats(size_t n) { return (float *)malloc_check(n * sizeof(
 static double seconds(void) {
     struct timespec now; clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static double peak_mb(void) {  // of the memory that was in use at a time so far
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return (double)usage.ru_maxrss / 1024.0;
 }
 
 // An arena is one block of memory from which tensors are cut one after the other. With base == NULL it only counts: the
@@ -1345,12 +1352,12 @@ static const Config CONFIGS[] = {
 };
 #undef MIT
 
-enum Init { INIT_CONSTANT, INIT_NORMAL, INIT_UNIFORM, INIT_A_LOG, INIT_DT_BIAS };
+enum Init { INIT_UNUSED, INIT_CONSTANT, INIT_NORMAL, INIT_UNIFORM, INIT_A_LOG, INIT_DT_BIAS };
 
 // One row per tensor: it serves allocation, initialisation, checkpoints and tests.
 typedef struct {
     char name[128];                 // the released Vivim's state_dict key
-    int ndim, shape[5], is_buffer;  // buffers (batch norm's running statistics) are saved but not trained
+    int ndim, shape[5], is_buffer;  // saved but not trained: batch norm's running statistics, tensors nobody reads
     int init;
     double init_scale;              // the constant, the standard deviation, or the bound of the uniform distribution
     size_t offset, numel;           // in floats, inside Model.params (or Model.buffers)
@@ -1419,7 +1426,7 @@ static size_t add_tensor(Model *m, int init, double scale, const char *prefix, c
     snprintf(t->name, sizeof t->name, "%s%s%s", prefix, name, suffix);
     t->ndim = ndim, t->init = init, t->init_scale = scale, t->numel = 1;
     t->shape[0] = s0, t->shape[1] = s1, t->shape[2] = s2, t->shape[3] = s3, t->shape[4] = s4;
-    t->is_buffer = strstr(name, "running_") != NULL;
+    t->is_buffer = init == INIT_UNUSED || strstr(name, "running_") != NULL;
     for (int i = 0; i < ndim; i++) t->numel *= (size_t)t->shape[i];
     size_t *total = t->is_buffer ? &m->num_buffers : &m->num_params;
     t->offset = *total;
@@ -1582,6 +1589,14 @@ static void model_init(Model *m, const Config *config, uint64_t seed) {
         snprintf(name, sizeof name, c->edge_layers == 1 ? "edgeocr_cls_head" : "edge_head.%d", i);
         m->edge[i] = add_layer(m, INIT_UNIFORM, "", name, 4, last ? 1 : c->dims[0], c->dims[0], last ? 1 : 3);
     }
+    // SegFormer's last layer norms and its classifier: in the released checkpoints, read by no forward pass
+    for (int i = 0; i < 4; i++) {
+        snprintf(name, sizeof name, "encoder.downsample_layers.layer_norm.%d", i);
+        add_tensor(m, INIT_UNUSED, 1.0, name, ".weight", "", 1, c->dims[i], 0, 0, 0, 0);
+        add_tensor(m, INIT_UNUSED, 0.0, name, ".bias", "", 1, c->dims[i], 0, 0, 0, 0);
+    }
+    add_tensor(m, INIT_UNUSED, 0.0, "decoder.", "classifier", ".weight", 4, 150, E, 1, 1, 0);
+    add_tensor(m, INIT_UNUSED, 0.0, "decoder.", "classifier", ".bias", 1, 150, 0, 0, 0, 0);
     model_allocate(m, seed);
 }
 
@@ -2063,11 +2078,10 @@ static void model_backward(Model *m, float *dinput, const float *dlogits, const 
     }
 }
 
-// Sets the sizes of the next batches and makes room for them: a planning pass through forward (and backward) measures the
-// memory. Says what it will take before it takes it, when `verbose`. Fails with one line if the sizes do not fit.
-static void model_plan(Model *m, int B, int T, int H, int W, int training, int all_frames, int verbose) {
+// Sets the sizes of the next batches and measures, in a planning pass through forward (and backward), the memory that they
+// take: m->kept_planned + m->scratch_planned bytes. Fails with one line if the sizes do not fit.
+static void model_measure(Model *m, int B, int T, int H, int W, int training, int all_frames) {
     Arena kept = m->kept, scratch_arena = m->scratch;
-    const double MiB = 1048576;
     m->B = B, m->T = T, m->H = H, m->W = W, m->training = training, m->all_frames = all_frames;
     for (int i = 0; i < 4; i++) {
         Stage *st = &m->stages[i];
@@ -2085,14 +2099,20 @@ static void model_plan(Model *m, int B, int T, int H, int W, int training, int a
     model_forward(m, NULL);
     if (training) model_backward(m, NULL, NULL, NULL, NULL);
     m->planning = 0;
-    size_t kept_size = m->kept.peak, scratch_size = m->scratch.peak;
-    m->kept = kept, m->scratch = scratch_arena, m->kept_planned = kept_size, m->scratch_planned = scratch_size;
+    m->kept_planned = m->kept.peak, m->scratch_planned = m->scratch.peak;
+    m->kept = kept, m->scratch = scratch_arena;
+}
+
+// The same, and makes room. Says what it will take before it takes it, when `verbose`.
+static void model_plan(Model *m, int B, int T, int H, int W, int training, int all_frames, int verbose) {
+    const double MiB = 1048576;
+    model_measure(m, B, T, H, W, training, all_frames);
     if (verbose)
         printf("memory: parameters %.1f MiB%s, activations %.1f MiB, scratch %.1f MiB\n",
                (double)(m->num_params * sizeof(float)) / MiB,
-               training ? " (and as much for each of gradients, Adam's m, Adam's v)" : "", (double)kept_size / MiB,
-               (double)scratch_size / MiB);
-    arena_reserve(&m->kept, kept_size); arena_reserve(&m->scratch, scratch_size);
+               training ? " (and as much for each of gradients, Adam's m, Adam's v)" : "", (double)m->kept_planned / MiB,
+               (double)m->scratch_planned / MiB);
+    arena_reserve(&m->kept, m->kept_planned); arena_reserve(&m->scratch, m->scratch_planned);
     if (training) model_trainable(m);
 }
 
@@ -2286,106 +2306,9 @@ static Losses loss_and_gradient(float *dlogits, float *dedge, const Model *m, co
 // ---------------------------------------------------------------------------------------------------------------------
 // 14 CHECKPOINTS
 //
-// Safetensors files with the released Vivim's key names, so PyTorch loads ours and we load theirs. A file is written under a
-// temporary name and renamed when it is complete: whatever happens, the previous checkpoint stays whole.
+// Safetensors files with the released Vivim's key names (SegFormer's are read too): one line per tensor of the table.
 
-static const char *const TRACKED = "decoder.batch_norm.num_batches_tracked";  // PyTorch's counter: a scalar, no dimensions
-
-// All tensors of the table, and `count` pairs of text
-static void tensors_save(const Model *m, const char *path, const char *const *keys, const char *const *values, int count) {
-    char err[4608];  // a path and a sentence
-    int counter = m->num_buffers > 0;
-    SafeTensorOut *out = (SafeTensorOut *)calloc_check((size_t)m->num_tensors + 1, sizeof(SafeTensorOut));
-    SafeTensorOut *tracked = &out[m->num_tensors];
-    for (int i = 0; i < m->num_tensors; i++) {
-        const Tensor *t = &m->tensors[i];
-        out[i].name = t->name, out[i].dtype = "F32", out[i].ndim = t->ndim;
-        for (int k = 0; k < t->ndim; k++) out[i].shape[k] = t->shape[k];
-        out[i].data = tensor_data(m, t), out[i].nbytes = t->numel * sizeof(float);
-    }
-    tracked->name = TRACKED, tracked->dtype = "I64";
-    tracked->data = &m->batches_tracked, tracked->nbytes = sizeof m->batches_tracked;
-    if (safetensors_write(path, out, m->num_tensors + counter, keys, values, count, err, sizeof err) != 0) fail("%s", err);
-    free(out);
-}
-
-// epoch: finished epochs; dice: these weights' validation Dice, negative if not validated
-static void checkpoint_save(const Model *m, const char *path, int epoch, double dice) {
-    char epoch_text[16], dice_text[32];
-    const char *const keys[] = {"format", "config", "scans", "epoch", "val_dice"};
-    const char *const values[] = {"pt", m->config.name, m->config.scans, epoch_text, dice_text};
-    snprintf(epoch_text, sizeof epoch_text, "%d", epoch);
-    snprintf(dice_text, sizeof dice_text, dice < 0 ? "not validated" : "%.6f", dice);
-    tensors_save(m, path, keys, values, 5);
-}
-
-// Copies the tensor of the file into row t of the table; 0 if the file lacks it; another shape is an error
-static int tensor_load(Model *m, const Tensor *t, const SafeTensors *file, const char *path) {
-    char name[160];
-    snprintf(name, sizeof name, "model.%s", t->name);  // the training script's prefix
-    const SafeTensor *s = safetensors_find(file, t->name);
-    if (s == NULL) s = safetensors_find(file, name);
-    if (s == NULL) return 0;
-    int same = s->ndim == t->ndim;
-    for (int k = 0; same && k < t->ndim; k++) same = s->shape[k] == t->shape[k];
-    if (!same)
-        fail("%s: tensor %s has another shape than config %s needs; choose the --config it was trained with", path, t->name,
-             m->config.name);
-    for (size_t k = 0; k < t->numel; k++) tensor_data(m, t)[k] = (float)safetensors_value(s, k);
-    return 1;
-}
-
-// Fills the tensors that the file has (with or without the training script's prefix "model.") and says what it did. Tensors
-// that the file lacks keep their values. A tensor of another shape, or no match at all, is an error.
-static void checkpoint_load(Model *m, const char *path) {
-    char err[4608], name[160]; const char *missing = NULL;
-    int loaded = 0; SafeTensors file;
-    if (safetensors_open(&file, path, err, sizeof err) != 0) fail("%s", err);
-    for (int i = 0; i < m->num_tensors; i++) {
-        int found = tensor_load(m, &m->tensors[i], &file, path); loaded += found;
-        if (!found && missing == NULL) missing = m->tensors[i].name;
-    }
-    if (loaded == 0) fail("%s: holds no tensor of a Vivim model; was it made by another program?", path);
-    const SafeTensor *tracked = safetensors_find(&file, TRACKED);
-    snprintf(name, sizeof name, "model.%s", TRACKED);
-    if (tracked == NULL) tracked = safetensors_find(&file, name);
-    if (tracked && tracked->numel == 1) m->batches_tracked = (int64_t)safetensors_value(tracked, 0);
-    printf("%s: %d of the model's %d tensors loaded%s%s, %d of the file's not used\n", path, loaded, m->num_tensors,
-           missing ? "; kept as initialised: the others, beginning with " : "", missing ? missing : "",
-           file.count - loaded - (tracked != NULL));
-    safetensors_close(&file);
-}
-
-// The side of the affine constraint's patches if the user does not say: a grid of 4 x 4
-static int default_patch(int H, int W) { return min_int(H, W) / 4; }
-
-// Where the network of a training shard is looked for: beside it, data/x.bin -> data/x_affine.safetensors
-static void affine_path(char *path, size_t size, const char *shard) {
-    size_t length = strlen(shard), stem = length > 4 && strcmp(shard + length - 4, ".bin") == 0 ? length - 4 : length;
-    if (length + 32 > size) fail("%.40s...: is too long for a path; choose a shorter one", shard);
-    snprintf(path, size, "%.*s_affine.safetensors", (int)stem, shard);
-}
-
-// Reads F, which must be for patches of side q
-static void affine_load(AffineNet *f, const char *path, int q) {
-    char err[4608];
-    SafeTensors file;
-    if (safetensors_open(&file, path, err, sizeof err) != 0)
-        fail("%s (prepro/affine makes it from a training shard; --affine none does without)", err);
-    const SafeTensor *fc1 = safetensors_find(&file, "affine.fc1.weight");
-    if (fc1 == NULL || fc1->ndim != 2) fail("%s: holds no inverse-transform network; make one with prepro/affine", path);
-    int side = (int)(sqrt((double)fc1->shape[1] / 2) + 0.5);
-    if ((int64_t)fc1->shape[1] != (int64_t)2 * q * q)
-        fail("%s: is for patches of %dx%d, but %dx%d are asked for; give --patch %d, or make another with prepro/affine",
-             path, side, side, q, q, side);
-    affine_init(f, q, 0);
-    for (int i = 0; i < f->net.num_tensors; i++)
-        if (!tensor_load(&f->net, &f->net.tensors[i], &file, path))
-            fail("%s: lacks the tensor %s; make it again with prepro/affine", path, f->net.tensors[i].name);
-    safetensors_close(&file);
-    if (!all_finite(f->net.params, f->net.num_params))
-        fail("%s: holds numbers that are not finite; make it again with prepro/affine", path);
-}
+#include "prepro/checkpoint.h"  // tensors_save, checkpoint_save, checkpoint_load, config_from_file, affine_load
 
 // ---------------------------------------------------------------------------------------------------------------------
 // 15 DATA: CLIPS, AUGMENTATION, BATCHES
@@ -2398,11 +2321,16 @@ static const float IMAGE_MEAN[3] = {0.485f, 0.456f, 0.406f}, IMAGE_STD[3] = {0.2
 typedef struct { int flip, jitter; } Augment;  // which augmentations training uses
 
 // One frame of a batch: input (H, W, 3) normalised, mask (H, W) in [0, 1] or NULL; buffer (2, H, W, 3) for the jitter. The
-// clip's flips come from clip_key, the frame's colours from frame_key.
-static void load_frame(float *input, float *mask, uint8_t *buffer, const Shard *shard, int frame, const Augment *augment,
-                       uint64_t clip_key, uint64_t frame_key) {
-    int H = shard->H, W = shard->W, up = 0, left = 0; size_t n = (size_t)H * W;
+// clip's flips come from clip_key, the frame's colours from frame_key. A frame of another size (prediction only: no mask)
+// is resized as prepro/frames does it.
+static void load_frame(float *input, float *mask, uint8_t *buffer, int H, int W, const Shard *shard, int frame,
+                       const Augment *augment, uint64_t clip_key, uint64_t frame_key) {
+    int up = 0, left = 0; size_t n = (size_t)H * W;
     const uint8_t *rgb = shard_frame(shard, frame), *grey = shard->has_masks ? shard_mask(shard, frame) : NULL;
+    if (H != shard->H || W != shard->W) {
+        if (resize_bilinear(buffer, H, W, rgb, shard->H, shard->W, 3) != 0) out_of_memory(12.0 * shard->H * W);
+        rgb = buffer;
+    }
     if (augment && augment->flip) {  // a rotation by 180 degrees is both flips
         int turn = rng_uniform(clip_key, 2) < 0.5f; up = (rng_uniform(clip_key, 0) < 0.5f) ^ turn;
         left = (rng_uniform(clip_key, 1) < 0.5f) ^ turn;
@@ -2453,8 +2381,8 @@ static void batch_load(Batch *b, const Shard *shard, const int *targets, int n, 
             int first = shard->first_frame[video], last = shard->first_frame[video + 1] - 1;
             int frame = max_int(first, min_int(last, targets[clip] + t - b->T / 2));
             float *mask = t == b->T / 2 ? b->mask : t == 0 ? b->first_mask : NULL;
-            if (mask) mask = shard->has_masks ? mask + (size_t)clip * pixels : NULL;
-            load_frame(b->input + (size_t)k * pixels * 3, mask, buffer, shard, frame, augment,
+            if (mask) mask = shard->has_masks && b->H == shard->H && b->W == shard->W ? mask + (size_t)clip * pixels : NULL;
+            load_frame(b->input + (size_t)k * pixels * 3, mask, buffer, b->H, b->W, shard, frame, augment,
                        rng_key(key, RNG_AUGMENT, (uint64_t)clip), rng_key(key, RNG_AUGMENT, (uint64_t)(b->B + k)));
         }
         free(buffer);
@@ -2477,44 +2405,55 @@ static void shuffle(int *order, int n, uint64_t seed, int epoch) {
 //
 // The ultrasound protocol: threshold p > 0.5 (logit > 0) against mask > 0.5, each measure per frame, then the mean over
 // frames. A measure without denominator is 0, as in the released code: so a frame that is empty in both counts as 0.
+// The other protocols, from predictions and masks in files: dev/evaluate.
 
 typedef struct {
-    double loss, dice, jaccard, precision, recall;
+    double loss, dice, jaccard, precision, recall, specificity;
     int frames, empty;  // empty: frames without any object pixel, predicted or true
 } Metrics;
 
 static double ratio(double a, double b) { return b > 0.0 ? a / b : 0.0; }
 
-static void metrics_add(Metrics *s, const float *logits, const float *mask, size_t n) {
-    double tp = 0, predicted = 0, real = 0;
+// A frame of n pixels: x are logits, threshold 0, or probabilities, threshold 0.5
+static void metrics_add(Metrics *s, const float *x, float threshold, const float *mask, size_t n) {
+    double tp = 0, predicted = 0, real = 0, all = (double)n;
     for (size_t i = 0; i < n; i++) {
-        int p = logits[i] > 0.0f, g = mask[i] > 0.5f;
+        int p = x[i] > threshold, g = mask[i] > 0.5f;
         tp += p & g, predicted += p, real += g;
     }
     s->dice += ratio(2 * tp, predicted + real); s->jaccard += ratio(tp, predicted + real - tp);
     s->precision += ratio(tp, predicted); s->recall += ratio(tp, real);
+    s->specificity += ratio(all - predicted - real + tp, all - real);
     s->empty += predicted + real == 0; s->frames++;
+}
+
+// from sums over frames to their means
+static void metrics_finish(Metrics *s) {
+    double *const means[] = {&s->loss, &s->dice, &s->jaccard, &s->precision, &s->recall, &s->specificity};
+    for (int i = 0; i < 6; i++) *means[i] /= max_int(1, s->frames);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // 17 OPTIONS, TRAIN, EVALUATE, MAIN
 
 typedef struct {
-    const char *config, *scans, *train, *val, *out, *init, *bce, *dt_init, *affine;
-    int size, edge, patch, frames, batch, epochs, seed, eval_every, flip, jitter, threads, bench, help;
-    double lr, drop_path, dropout;
+    const char *config, *scans, *train, *val, *out, *init, *bce, *dt_init, *affine, *checkpoint, *predict;
+    int size, edge, patch, frames, batch, epochs, seed, eval_every, save_every, flip, jitter, threads, stride, resume, eval;
+    int bench, help;
+    double lr, drop_path, dropout, memory_limit;
 } Options;
 
 #define FIELD(member) offsetof(Options, member)
 static const Option OPTIONS[] = {
-    {"config", "tiny", "size of the model: tiny, b0, b1, b2, b3 (the paper's), b4, b5", 's', 0, 0, FIELD(config)},
+    {"config", "", "size of the model: tiny, b0, b1, b2, b3 (the paper's), b4, b5; else --init's, else tiny", 's', 0, 0, FIELD(config)},
     {"scans", "fbs", "directions of the scans: fbs (C3), fb (C2), f (C1), s (C4), none (no Mamba)", 's', 0, 0, FIELD(scans)},
     {"train", "data/phantom_train.bin", "shard to train on", 's', 0, 0, FIELD(train)},
     {"val", "data/phantom_val.bin", "shard to validate on, of videos that are not in the other", 's', 0, 0, FIELD(val)},
-    {"out", "out", "directory for checkpoints, log and pictures", 's', 0, 0, FIELD(out)},
-    {"init", "", "checkpoint to start from (safetensors, released key names)", 's', 0, 0, FIELD(init)},
-    {"size", "0", "height and width the frames must have; 0: whatever the shard has", 'i', 0, 16384, FIELD(size)},
-    {"frames", "5", "frames of a clip (T); the middle one is the target", 'i', 1, 4096, FIELD(frames)},
+    {"out", "out", "directory for checkpoints, log and pictures; of --predict, the shard to write", 's', 0, 0, FIELD(out)},
+    {"init", "", "weights to start from: Vivim's or SegFormer's (safetensors)", 's', 0, 0, FIELD(init)},
+    {"resume", "", "go on with the training that --out holds, as if it had never stopped", 'f', 0, 0, FIELD(resume)},
+    {"size", "0", "height and width of frames; 0: the shard's, in prediction the checkpoint's", 'i', 0, 16384, FIELD(size)},
+    {"frames", "0", "frames of a clip (T); 0: 5, in prediction the checkpoint's", 'i', 0, 4096, FIELD(frames)},
     {"batch", "4", "clips of a batch", 'i', 1, 4096, FIELD(batch)},
     {"epochs", "12", "passes over the training shard (a last, incomplete batch is left out)", 'i', 1, 100000, FIELD(epochs)},
     {"lr", "0.002", "Adam's learning rate; falls towards 1 % along a cosine, epoch by epoch", 'd', 1e-9, 1, FIELD(lr)},
@@ -2528,8 +2467,14 @@ static const Option OPTIONS[] = {
     {"flip", "1", "augmentation by flips: 1 on, 0 off", 'i', 0, 1, FIELD(flip)},
     {"jitter", "1", "augmentation by brightness, contrast, saturation, sharpness: 1 on, 0 off", 'i', 0, 1, FIELD(jitter)},
     {"eval-every", "1", "epochs between validations", 'i', 1, 100000, FIELD(eval_every)},
+    {"save-every", "0", "steps between savings for --resume, besides the end of every epoch", 'i', 0, 1e9, FIELD(save_every)},
     {"seed", "1", "of all random numbers", 'i', 0, 2147483647, FIELD(seed)},
     {"threads", "0", "0: as many as OpenMP chooses; results do not depend on it", 'i', 0, 1024, FIELD(threads)},
+    {"predict", "", "shard to segment: writes its frames with the predicted masks to the shard --out", 's', 0, 0, FIELD(predict)},
+    {"eval", "", "predict --val and compare with its masks", 'f', 0, 0, FIELD(eval)},
+    {"checkpoint", "out/best.safetensors", "weights for --predict and --eval", 's', 0, 0, FIELD(checkpoint)},
+    {"stride", "0", "of predicted clips; 0: every frame is the middle of its own (the paper's way)", 'i', 0, 4096, FIELD(stride)},
+    {"memory-limit", "0", "GiB that may be used; 0: what the machine has", 'd', 0, 1e6, FIELD(memory_limit)},
     {"bench", "", "time one clip (--frames, --size 256 unless given): forward and training step", 'f', 0, 0, FIELD(bench)},
     {"help", "", "this list", 'f', 0, 0, FIELD(help)},
     {NULL, NULL, NULL, 0, 0, 0, 0},
@@ -2537,15 +2482,17 @@ static const Option OPTIONS[] = {
 #undef FIELD
 
 static void model_from_options(Model *m, const Options *o) {
+    const char *name = o->config[0] ? o->config : "tiny";
     int known = (int)(sizeof CONFIGS / sizeof CONFIGS[0]), i = 0, none = strcmp(o->scans, "none") == 0;
-    while (i < known && strcmp(CONFIGS[i].name, o->config) != 0) i++;
-    if (i == known) fail("--config %s: no such size; there are tiny, b0, b1, b2, b3, b4, b5", o->config);
+    while (i < known && strcmp(CONFIGS[i].name, name) != 0) i++;
+    if (i == known) fail("--config %s: no such size; there are tiny, b0, b1, b2, b3, b4, b5", name);
     if (!none && strcmp(o->scans, "fbs") && strcmp(o->scans, "fb") && strcmp(o->scans, "f") && strcmp(o->scans, "s"))
         fail("--scans %s: must be fbs, fb, f, s or none", o->scans);
     if (strcmp(o->bce, "plain") && strcmp(o->bce, "weighted")) fail("--bce %s: must be plain or weighted", o->bce);
     if (o->edge == 2) fail("--edge 2: the boundary head has 3 layers, 1, or 0 for none");
     if (strcmp(o->dt_init, "mamba") && strcmp(o->dt_init, "vivim")) fail("--dt-init %s: must be mamba or vivim", o->dt_init);
     Config config = CONFIGS[i];
+    if (o->init[0] && !o->config[0]) config_from_file(&config, o->init);
     snprintf(config.scans, sizeof config.scans, "%s", none ? "" : o->scans);
     if (none) memset(config.mamba_depths, 0, sizeof config.mamba_depths);  // the ablation "basic"
     config.edge_layers = o->edge;
@@ -2553,13 +2500,37 @@ static void model_from_options(Model *m, const Options *o) {
     model_init(m, &config, (uint64_t)o->seed);
     m->drop_path = (float)o->drop_path, m->dropout = (float)o->dropout;
     m->weighted_bce = strcmp(o->bce, "weighted") == 0;
-    if (o->init[0]) checkpoint_load(m, o->init);
+    if (o->init[0] && !o->resume) checkpoint_load(m, o->init);
 }
 
-static void open_shard(Shard *shard, const char *path, const Options *o) {
+// Refuses batches that would not fit, and says which would
+static void check_memory(Model *m, const Options *o, int B, int T, int H, int W, int training, int all_frames) {
+    double GiB = 1073741824, weights = (double)m->num_params * sizeof(float) * (training ? 4 : 1), needed = 0;
+    double limit = o->memory_limit > 0 ? o->memory_limit * GiB : (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    for (int t = T; t > 0; t = t > 64 ? t * 7 / 8 : t - 1) {
+        model_measure(m, B, t, H, W, training, all_frames);
+        double bytes = weights + (double)m->kept_planned + (double)m->scratch_planned
+                     + sizeof(float) * (double)B * t * H * W * 4;  // the images, and what is made of them
+        if (t == T) needed = bytes;
+        if (bytes > limit && t > 1) continue;
+        if (t < T)
+            fail("%d clips of %d frames of %dx%d need %.2f GiB, and there are %.2f; --frames %d would fit, so would a smaller "
+                 "--batch or --size%s", B, T, H, W, needed / GiB, limit / GiB, t, o->memory_limit > 0 ? " or a larger --memory-limit" : "");
+        if (bytes > limit)
+            fail("even one frame of %dx%d needs %.2f GiB, and there are %.2f; use a smaller --size", H, W, bytes / GiB, limit / GiB);
+        return;
+    }
+}
+
+static void map_shard(Shard *shard, const char *path) {
     char err[4608];
     if (shard_open(shard, path, err, sizeof err) != 0)
         fail("%s%s", err, strncmp(path, "data/phantom_", 13) == 0 ? " (`make data` writes the synthetic shards)" : "");
+}
+
+// A shard to train or validate on
+static void open_shard(Shard *shard, const char *path, const Options *o) {
+    map_shard(shard, path);
     if (!shard->has_masks) fail("%s: has no masks to learn from; give prepro/frames a folder of masks", path);
     if (shard->H < 32 || shard->W < 32)
         fail("%s: frames of %dx%d are too small; use prepro/frames --size 32 or more", path, shard->H, shard->W);
@@ -2590,8 +2561,7 @@ static void request_stop(int number) { stop_requested = number; }
 
 // Every frame of the shard as the target of its own clip, in evaluation mode; fewer if a stop is requested
 static Metrics evaluate(Model *m, const Shard *shard, int B, int T) {
-    Metrics total = {0, 0, 0, 0, 0, 0, 0};
-    double *const means[] = {&total.loss, &total.dice, &total.jaccard, &total.precision, &total.recall};
+    Metrics total; memset(&total, 0, sizeof total);
     Batch batch;
     int H = shard->H, W = shard->W; size_t pixels = (size_t)H * W;
     float *weight = malloc_floats((size_t)B * pixels);
@@ -2605,38 +2575,15 @@ static Metrics evaluate(Model *m, const Shard *shard, int B, int T) {
         batch_load(&batch, shard, targets, n, NULL, 0);
         model_forward(m, batch.input);
         total.loss += n * segloss_forward(weight, sums, m->logits, batch.mask, n, H, W, m->weighted_bce);
-        for (size_t k = 0; k < (size_t)n; k++) metrics_add(&total, m->logits + k * pixels, batch.mask + k * pixels, pixels);
+        for (size_t k = 0; k < (size_t)n; k++)
+            metrics_add(&total, m->logits + k * pixels, 0.0f, batch.mask + k * pixels, pixels);
     }
-    for (size_t i = 0; i < sizeof means / sizeof means[0]; i++) *means[i] /= max_int(1, total.frames);
+    metrics_finish(&total);
     batch_free(&batch); free(targets);
     free(sums); free(weight);
     return total;
 }
 
-// A contact sheet: the middle frame of the first 16 videos with the true and the predicted outline
-static void write_pictures(Model *m, const Shard *shard, int T, const char *path) {
-    int videos = min_int(16, shard->videos), columns = min_int(4, videos), H = shard->H, W = shard->W;
-    size_t pixels = (size_t)H * W;
-    uint8_t *masks = (uint8_t *)malloc_check(2 * pixels);  // the predicted one, the true one
-    char err[4608];
-    Batch batch;
-    Overlay sheet;
-    if (overlay_open(&sheet, ceil_div(videos, columns), columns, H, W) != 0) out_of_memory((double)sheet.H * sheet.W * 3);
-    batch_init(&batch, 1, T, H, W);
-    model_plan(m, 1, T, H, W, 0, 0, 0);
-    for (int v = 0; v < videos; v++) {
-        int frame = shard->first_frame[v] + (shard->first_frame[v + 1] - shard->first_frame[v]) / 2;
-        batch_load(&batch, shard, &frame, 1, NULL, 0);
-        model_forward(m, batch.input);
-        for (size_t i = 0; i < pixels; i++) masks[i] = m->logits[i] > 0.0f, masks[pixels + i] = batch.mask[i] > 0.5f;
-        overlay_add(&sheet, v, shard_frame(shard, frame), masks, masks + pixels);
-    }
-    if (png_write(path, sheet.rgb, sheet.W, sheet.H, err, sizeof err) != 0) fail("%s", err);
-    overlay_close(&sheet);
-    batch_free(&batch); free(masks);
-}
-
-// CosineAnnealingLR with T_max = epochs, eta_min = lr/100: lr at epoch 0; 1 % of it would come at epoch number `epochs`
 static double cosine_lr(double lr, int epoch, int epochs) {
     return 0.01 * lr + 0.99 * lr * 0.5 * (1.0 + cos(3.14159265358979323846 * epoch / epochs));
 }
@@ -2660,19 +2607,23 @@ static int open_affine(AffineNet *f, const Options *o, int H, int W) {
     return 1;
 }
 
+#include "prepro/resume.h"  // Progress, resume_load, open_log, save_state: --resume
+#include "dev/predict.h"    // predict: --predict, --eval; write_pictures
+
 static void train(const Options *o) {
     Model model, *m = &model;
     AffineNet affine;
     Shard training, validation;
     Batch batch;
     Augment augment;
-    char best_path[4096], last_path[4096], log_path[4096], picture_path[4096];
-    double start = seconds(), best = -1.0, clips_done = 0, train_seconds = 0;
-    int best_epoch = 0, tty = isatty(STDOUT_FILENO);
+    Progress p; memset(&p, 0, sizeof p); p.best = -1.0;
+    char best_path[4096], last_path[4096], log_path[4096], picture_path[4096], resume_path[4096];
+    double start = seconds(), clips_done = 0, train_seconds = 0;
+    int tty = isatty(STDOUT_FILENO);
 
     // whatever can be refused is refused before anything is written
     open_shard(&training, o->train, o); open_shard(&validation, o->val, o);
-    int H = training.H, W = training.W, T = o->frames, B = o->batch, steps = training.frames / B;
+    int H = training.H, W = training.W, T = o->frames ? o->frames : 5, B = o->batch, steps = training.frames / B;
     if (steps == 0)
         fail("--batch %d: is more than the %d frames of %s; use a smaller --batch", B, training.frames, o->train);
     if (validation.H != H || validation.W != W)
@@ -2681,6 +2632,7 @@ static void train(const Options *o) {
     if (strlen(o->out) + 32 > sizeof best_path) fail("--out %.40s...: is too long for a path; choose a shorter one", o->out);
     snprintf(best_path, sizeof best_path, "%s/best.safetensors", o->out);
     snprintf(last_path, sizeof last_path, "%s/last.safetensors", o->out);
+    snprintf(resume_path, sizeof resume_path, "%s/resume.safetensors", o->out);
     snprintf(log_path, sizeof log_path, "%s/log.txt", o->out);
     snprintf(picture_path, sizeof picture_path, "%s/predictions.png", o->out);
     const AffineNet *f = open_affine(&affine, o, H, W) ? &affine : NULL;
@@ -2690,73 +2642,77 @@ static void train(const Options *o) {
            validation.videos, validation.frames, H, W);
     printf("config %s, scans %s: %.2f M parameters; %d clips of %d frames a batch, %d steps an epoch\n", m->config.name,
            o->scans, (double)m->num_params / 1e6, B, T, steps);
+    check_memory(m, o, B, T, H, W, 1, 0);
     model_plan(m, B, T, H, W, 1, 0, 1);
+    if (o->resume) {
+        resume_load(m, resume_path, &p, o);
+        printf("%s: goes on after %d epochs and %d steps\n", resume_path, p.epoch, p.step);
+    }
     batch_init(&batch, B, T, H, W);
     int *order = (int *)malloc_check(sizeof(int) * (size_t)training.frames);
 
     if (mkdir(o->out, 0777) != 0 && errno != EEXIST)
         fail("%s: cannot make this directory: %s; choose another --out", o->out, strerror(errno));
-    FILE *log = fopen(log_path, "w");
-    if (log == NULL) fail("%s: cannot write: %s; choose another --out", log_path, strerror(errno));
-    options_print(log, o, OPTIONS);
-    fprintf(log, "# parameters %zu\n# train: epoch step lr loss seg edge affine\n", m->num_params);
-    fprintf(log, "# val: epoch loss dice jaccard precision recall empty_frames\n");
+    FILE *log = open_log(log_path, o, &p, m->num_params);
 
     struct sigaction action; memset(&action, 0, sizeof action);
     action.sa_handler = request_stop;
     action.sa_flags = SA_RESTART | SA_RESETHAND;  // writing goes on; a second signal ends the program at once
     sigaction(SIGINT, &action, NULL); sigaction(SIGTERM, &action, NULL);
 
-    for (int epoch = 0; epoch < o->epochs; epoch++) {
+    for (int epochs_before = p.epoch; p.epoch < o->epochs;) {
+        int epoch = p.epoch;
         double lr = cosine_lr(o->lr, epoch, o->epochs), dice = -1.0, epoch_start = seconds(), shown = epoch_start;
-        Losses sum; memset(&sum, 0, sizeof sum);
         shuffle(order, training.frames, m->seed, epoch);
         model_plan(m, B, T, H, W, 1, 0, 0);
-        for (int step = 0; step < steps && !stop_requested; step++) {
+        while (p.step < steps && !stop_requested) {
             uint64_t key = rng_key(m->seed, RNG_AUGMENT, (uint64_t)m->step);
-            batch_load(&batch, &training, order + (size_t)step * B, B, &augment, key);
+            batch_load(&batch, &training, order + (size_t)p.step * B, B, &augment, key);
             Losses l = train_step(m, f, &batch, lr);
             if (!isfinite(l.total)) not_a_number(log, "loss, a gradient or a batch norm statistic", m->step + 1, epoch,
                                                  last_path);
-            sum.total += l.total, sum.seg += l.seg, sum.edge += l.edge, sum.affine += l.affine, clips_done += B;
+            p.sum.total += l.total, p.sum.seg += l.seg, p.sum.edge += l.edge, p.sum.affine += l.affine;
+            p.step++, clips_done += B;
             fprintf(log, "train %d %lld %.8g %.6f %.6f %.6f %.6f\n", epoch + 1, (long long)m->step, lr, l.total, l.seg,
                     l.edge, l.affine);
+            if (o->save_every && m->step % o->save_every == 0) save_state(m, resume_path, &p, o, log, log_path);
             if (seconds() - shown > (tty ? 0.2 : 30.0)) {
                 shown = seconds();
                 printf("%sepoch %d/%d  step %d/%d  loss %.4f  %.1f clips/s%s", tty ? "\r" : "", epoch + 1, o->epochs,
-                       step + 1, steps, sum.total / (step + 1), (double)(step + 1) * B / (shown - epoch_start),
+                       p.step, steps, p.sum.total / p.step, clips_done / (train_seconds + shown - epoch_start),
                        tty ? "\033[K" : "\n");
                 fflush(stdout);
             }
         }
         train_seconds += seconds() - epoch_start;
         if (!stop_requested)
-            printf("%sepoch %3d/%d  lr %.2e  loss %.4f", tty ? "\r\033[K" : "", epoch + 1, o->epochs, lr, sum.total / steps);
+            printf("%sepoch %3d/%d  lr %.2e  loss %.4f", tty ? "\r\033[K" : "", epoch + 1, o->epochs, lr, p.sum.total / steps);
         if (!stop_requested && o->edge)
-            printf(" (seg %.4f edge %.4f affine %.4f)", sum.seg / steps, sum.edge / steps, sum.affine / steps);
+            printf(" (seg %.4f edge %.4f affine %.4f)", p.sum.seg / steps, p.sum.edge / steps, p.sum.affine / steps);
         fflush(stdout);
         if (!stop_requested && ((epoch + 1) % o->eval_every == 0 || epoch + 1 == o->epochs)) {
             Metrics v = evaluate(m, &validation, B, T);
             if (!isfinite(v.loss)) not_a_number(log, "validation loss", m->step, epoch, last_path);
             if (!stop_requested) {
-                fprintf(log, "val %d %.6f %.6f %.6f %.6f %.6f %d\n", epoch + 1, v.loss, v.dice, v.jaccard, v.precision,
-                        v.recall, v.empty);
+                fprintf(log, "val %d %.6f %.6f %.6f %.6f %.6f %.6f %d\n", epoch + 1, v.loss, v.dice, v.jaccard, v.precision,
+                        v.recall, v.specificity, v.empty);
                 printf("  val loss %.4f  Dice %.4f  Jaccard %.4f", v.loss, v.dice, v.jaccard);
                 dice = v.dice;
-                if (dice > best) {
-                    best = dice, best_epoch = epoch + 1;
-                    checkpoint_save(m, best_path, best_epoch, best);
+                if (dice > p.best) {
+                    p.best = dice, p.best_epoch = epoch + 1;
+                    checkpoint_save(m, best_path, p.best_epoch, p.best, T, H, W);
                 }
             }
         }
-        checkpoint_save(m, last_path, stop_requested ? epoch : epoch + 1, dice);
-        if (fflush(log) != 0 || ferror(log)) fail("%s: cannot write: %s; free some space", log_path, strerror(errno));
+        if (!stop_requested) p.epoch++, p.step = 0, memset(&p.sum, 0, sizeof p.sum);
+        checkpoint_save(m, last_path, p.epoch, dice, T, H, W);
+        save_state(m, resume_path, &p, o, log, log_path);
         if (stop_requested) {
-            printf("\nstopped by a signal in epoch %d, after %lld steps in all; saved %s\n", epoch + 1, (long long)m->step,
-                   last_path);
+            printf("\nstopped by a signal in epoch %d, after %lld steps in all; saved %s; --resume goes on\n", epoch + 1,
+                   (long long)m->step, last_path);
             exit(130);
         }
-        double elapsed = seconds() - start, left = elapsed / (epoch + 1) * (o->epochs - epoch - 1);
+        double elapsed = seconds() - start, left = elapsed / (p.epoch - epochs_before) * (o->epochs - p.epoch);
         printf("  %.1f clips/s  %.0f s, about %.0f s left\n", clips_done / train_seconds, elapsed, left);
         fflush(stdout);
     }
@@ -2764,14 +2720,14 @@ static void train(const Options *o) {
     checkpoint_load(m, best_path);
     write_pictures(m, &validation, T, picture_path);
     printf("wrote %s, %s, %s (true outline green, predicted red)\n", best_path, log_path, picture_path);
-    printf("best val Dice %.4f at epoch %d, total %.0f s\n", best, best_epoch, seconds() - start);
+    printf("best val Dice %.4f at epoch %d, total %.0f s\n", p.best, p.best_epoch, seconds() - start);
     batch_free(&batch); free(order);
     model_free(m);
     if (f) affine_free(&affine);
     shard_close(&training); shard_close(&validation);
 }
 
-#include "dev/bench.h"  // bench(): ./train_vivim --bench
+#include "dev/bench.h"  // bench: --bench
 
 // How threads wait and malloc keeps memory: what a program's main does first
 static void start_process(char **argv) {
@@ -2810,6 +2766,7 @@ int train_vivim(int argc, char **argv) {
                "Trains Vivim, a video vision Mamba, to segment videos. Without options: a tiny model on synthetic clips.\n\n");
         options_help(OPTIONS);
     } else if (options.bench) bench(&options);
+    else if (options.predict[0] || options.eval) predict(&options);
     else train(&options);
     return 0;
 }

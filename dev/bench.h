@@ -26,12 +26,6 @@ static int compare_doubles(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static double peak_mb(void) {
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    return (double)usage.ru_maxrss / 1024.0;
-}
-
 // Times one clip: forward in evaluation mode with the logits of all frames, then a training step of the segmentation network,
 // without the boundary loss, as the numbers that README compares with
 static void bench(const Options *o) {
@@ -39,7 +33,7 @@ static void bench(const Options *o) {
     Options options = *o;
     Model model, *m = &model;
     Batch batch;
-    int size = o->size ? o->size : 256, T = o->frames, threads = 1;
+    int size = o->size ? o->size : 256, T = o->frames ? o->frames : 5, threads = 1;
     double times[RUNS], forward_ms, step_ms, forward_mb, step_mb;
 #ifdef _OPENMP
     threads = omp_get_max_threads();

@@ -69,13 +69,21 @@ static inline void options_help(const Option *table) {
         printf(t->fallback[0] ? "  --%-15s %s [%s]\n" : "  --%-15s %s\n", t->name, t->help, t->fallback);
 }
 
+enum { OPTION_TEXT = 4096 };  // room for a value as text
+
+static inline void option_text(char text[OPTION_TEXT], const void *options, const Option *option) {
+    const void *field = (const char *)options + option->field;
+    if (option->kind == 's') snprintf(text, OPTION_TEXT, "%s", *(const char *const *)field);
+    else if (option->kind == 'd') snprintf(text, OPTION_TEXT, "%.15g", *(const double *)field);
+    else snprintf(text, OPTION_TEXT, "%d", *(const int *)field);
+}
+
 // A comment line for each option with a value, as the head of a log
 static inline void options_print(FILE *f, const void *options, const Option *table) {
+    char text[OPTION_TEXT];
     for (const Option *t = table; t->name; t++) {
-        const void *field = (const char *)options + t->field;
-        if (t->kind == 's') fprintf(f, "# --%s %s\n", t->name, *(const char *const *)field);
-        if (t->kind == 'i') fprintf(f, "# --%s %d\n", t->name, *(const int *)field);
-        if (t->kind == 'd') fprintf(f, "# --%s %g\n", t->name, *(const double *)field);
+        option_text(text, options, t);
+        if (t->kind != 'f') fprintf(f, "# --%s %s\n", t->name, text);
     }
 }
 

@@ -1,0 +1,99 @@
+/* resume.h - the state of a training in a file, for --resume. Header only, included by train_vivim.c, section 17.
+
+   OUT/resume.safetensors holds all that training changes: parameters, buffers, Adam's moments, counters. It needs no other
+   file, so one rename replaces the whole state; and all random numbers follow from the counters, so a resumed training makes
+   the same bits as one that never stopped. */
+#ifndef VIVIM_RESUME_H
+#define VIVIM_RESUME_H
+
+typedef struct {
+    int epoch, step, best_epoch;  // epochs done, steps done of the next one; the best epoch so far
+    double best;                  // its Dice
+    Losses sum;                   // of the steps done of this epoch
+    int64_t log_bytes;            // length of log.txt
+} Progress;
+
+enum { RESUME_NUMBERS = 10 };
+
+static const char *const ANY_TIME[] = {"out", "resume", "threads", "save-every", "memory-limit", "checkpoint", "stride",
+                                       "predict", "eval", "bench", "help"};  // options that a resumed run may change
+
+static int may_change(const char *option) {
+    for (size_t i = 0; i < sizeof ANY_TIME / sizeof ANY_TIME[0]; i++)
+        if (strcmp(option, ANY_TIME[i]) == 0) return 1;
+    return 0;
+}
+
+static void resume_save(const Model *m, const char *path, const Progress *p, const Options *o) {
+    enum { ROWS = sizeof OPTIONS / sizeof OPTIONS[0] - 1 };
+    char err[4608], text[ROWS][OPTION_TEXT];
+    const char *keys[ROWS], *values[ROWS];
+    double numbers[RESUME_NUMBERS] = {(double)p->epoch, (double)p->step, (double)p->best_epoch, p->best, p->sum.total,
+        p->sum.seg, p->sum.edge, p->sum.affine, (double)m->step, (double)m->batches_tracked};
+    int64_t n = (int64_t)m->num_params, b = (int64_t)m->num_buffers;
+    const SafeTensorOut tensors[] = {
+        {"params", "F32", 1, {n}, m->params, m->num_params * sizeof(float)}, {"buffers", "F32", 1, {b}, m->buffers, m->num_buffers * sizeof(float)},
+        {"adam_m", "F32", 1, {n}, m->adam_m, m->num_params * sizeof(float)}, {"adam_v", "F32", 1, {n}, m->adam_v, m->num_params * sizeof(float)},
+        {"numbers", "F64", 1, {RESUME_NUMBERS}, numbers, sizeof numbers}, {"log_bytes", "I64", 0, {0}, &p->log_bytes, 8}};
+    int fixed = 0;
+    for (const Option *t = OPTIONS; t->name; t++) {
+        if (may_change(t->name)) continue;
+        option_text(text[fixed], o, t);
+        keys[fixed] = t->name, values[fixed] = text[fixed], fixed++;
+    }
+    if (safetensors_write(path, tensors, 6, keys, values, fixed, err, sizeof err) != 0) fail("%s", err);
+}
+
+static void resume_read(float *to, size_t n, const SafeTensors *file, const char *name, const char *path) {
+    const SafeTensor *t = safetensors_find(file, name);
+    if (t == NULL || (size_t)t->numel != n)
+        fail("%s: is not a training state of this model (%s); start again without --resume", path, name);
+    for (size_t i = 0; i < n; i++) to[i] = (float)safetensors_value(t, i);
+}
+
+static void resume_load(Model *m, const char *path, Progress *p, const Options *o) {
+    SafeTensors file; char err[4608], text[OPTION_TEXT];
+    if (safetensors_open(&file, path, err, sizeof err) != 0) fail("%s (--resume: there is nothing to go on with)", err);
+    for (const Option *t = OPTIONS; t->name; t++) {
+        const char *stored = safetensors_metadata(&file, t->name);
+        option_text(text, o, t);
+        if (may_change(t->name) || (stored && strcmp(stored, text) == 0)) continue;
+        fail("--%s %s: the training in %s has '%s'; --resume needs the same options", t->name, text, path, stored ? stored : "");
+    }
+    model_trainable(m);
+    resume_read(m->params, m->num_params, &file, "params", path); resume_read(m->buffers, m->num_buffers, &file, "buffers", path);
+    resume_read(m->adam_m, m->num_params, &file, "adam_m", path); resume_read(m->adam_v, m->num_params, &file, "adam_v", path);
+    const SafeTensor *numbers = safetensors_find(&file, "numbers"), *log = safetensors_find(&file, "log_bytes");
+    double x[RESUME_NUMBERS];
+    if (numbers == NULL || numbers->numel != RESUME_NUMBERS || log == NULL || log->numel != 1)
+        fail("%s: is not a training state; start again without --resume", path);
+    for (size_t i = 0; i < RESUME_NUMBERS; i++) x[i] = safetensors_value(numbers, i);
+    p->epoch = (int)x[0], p->step = (int)x[1], p->best_epoch = (int)x[2], p->best = x[3];
+    p->sum.total = x[4], p->sum.seg = x[5], p->sum.edge = x[6], p->sum.affine = x[7];
+    m->step = (int64_t)x[8], m->batches_tracked = (int64_t)x[9];
+    memcpy(&p->log_bytes, log->data, 8);
+    safetensors_close(&file);
+}
+
+// the log, at its end; of a resumed training, where the saved state left it
+static FILE *open_log(const char *path, const Options *o, const Progress *p, size_t num_params) {
+    FILE *log = fopen(path, o->resume ? "r+" : "w");
+    if (log == NULL) fail("%s: cannot write: %s; choose another --out", path, strerror(errno));
+    if (o->resume && (ftruncate(fileno(log), (off_t)p->log_bytes) != 0 || fseeko(log, 0, SEEK_END) != 0))
+        fail("%s: cannot go on with it: %s; start again without --resume", path, strerror(errno));
+    if (o->resume) return log;
+    options_print(log, o, OPTIONS);
+    fprintf(log, "# parameters %zu\n# train: epoch step lr loss seg edge affine\n", num_params);
+    fprintf(log, "# val: epoch loss dice jaccard precision recall specificity empty_frames\n");
+    return log;
+}
+
+// the log on the disk, then the state that knows its length
+static void save_state(const Model *m, const char *path, Progress *p, const Options *o, FILE *log, const char *log_path) {
+    if (fflush(log) != 0 || ferror(log)) fail("%s: cannot write: %s; free some space", log_path, strerror(errno));
+    fsync(fileno(log));
+    p->log_bytes = (int64_t)ftello(log);
+    resume_save(m, path, p, o);
+}
+
+#endif
