@@ -2637,6 +2637,9 @@ static void train(const Options *o) {
     snprintf(picture_path, sizeof picture_path, "%s/predictions.png", o->out);
     const AffineNet *f = open_affine(&affine, o, H, W) ? &affine : NULL;
     model_from_options(m, o);
+    Options effective = *o;  // for the log and for --resume: what options that were left out came to
+    effective.config = m->config.name, effective.frames = T;
+    o = &effective;
     augment.flip = o->flip, augment.jitter = o->jitter;
     printf("%s: %d videos, %d frames; %s: %d videos, %d frames; %dx%d\n", o->train, training.videos, training.frames, o->val,
            validation.videos, validation.frames, H, W);

@@ -2,7 +2,7 @@
 # Uses the programs as a person does, mostly wrongly. Refused input must end with exit status 1, one line on stderr that
 # names the file or the option, and nothing left behind; good input must end with what README.md promises.
 #
-#   dev/test_cli.sh          after `make train_vivim prepro`; `make test` calls it
+#   dev/test_cli.sh [GROUP...]     after `make train_vivim prepro`; `make test` calls it; the groups are at the end of this file
 #
 # POSIX sh and the usual tools. Only what fails is printed, with command, status and output; the last line is the tally
 # and the exit status the verdict. What cannot be tested here is counted as skipped: prepro/frames where it was not built
@@ -392,12 +392,12 @@ test_options() {
     for option in config train val out init size frames batch epochs lr seed threads; do
         refuse "--$option without a value" "--$option" "$train" "--$option"
     done
-    refuse_option config b9 b '' B0
+    refuse_option config b9 b B0
     refuse_option scans fbx bf '' sf
     refuse_option bce none ''
     refuse_option dt-init none ''
     refuse_option size x -1 99999 32x32
-    refuse_option frames x 0 -1 1.5 5000
+    refuse_option frames x -1 1.5 5000
     refuse_option batch x 0 -4 1.5 4x '' 99999999999999 nan
     refuse_option epochs x 0 -1 1e9
     refuse_option lr x 0 -0.1 2 nan inf '' 1e-3x
@@ -487,9 +487,9 @@ test_limits() {
         rm -rf again && mkdir again
         refuse "disk full at the first checkpoint" ".safetensors" file_limit 1000 "$train" --train good.bin --val good.bin $quick --out again
         check "disk full at the first checkpoint: none is there" [ -z "$(find again ! -name log.txt -type f)" ]
-        refuse "disk full at the pictures" "predictions.png" file_limit 4000 "$train" --train good.bin --val sixteen.bin $quick --out again
-        check "disk full at the pictures: none is there" [ -z "$(find again -name 'predictions*')" ]
-        check "disk full at the pictures: the checkpoint is" [ "$(size again/best.safetensors)" -eq "$(size base/best.safetensors)" ]
+        refuse "disk full at the state" "resume.safetensors" file_limit 4000 "$train" --train good.bin --val sixteen.bin $quick --out again
+        check "disk full at the state: none is there" [ -z "$(find again -name 'resume*')" ]
+        check "disk full at the state: the checkpoint is" [ "$(size again/best.safetensors)" -eq "$(size base/best.safetensors)" ]
     else
         skip 10 "train_vivim on a full disk: this shell cannot limit file sizes"
     fi
@@ -563,7 +563,7 @@ test_training() {
     accept "two epochs" "$train" --train good.bin --val val.bin --out new/out --epochs 2 --batch 4 --frames 3
     tail -n 1 stdout > last
     check "the last line of the output" grep -q -E "$last_line" last
-    check_equal "what it leaves" "$(ls new/out | tr '\n' ' ')" "best.safetensors last.safetensors log.txt predictions.png "
+    check_equal "what it leaves" "$(ls new/out | tr '\n' ' ')" "best.safetensors last.safetensors log.txt predictions.png resume.safetensors "
     check_equal "predictions.png" "$(od -A n -t x1 -N 8 new/out/predictions.png)" " 89 50 4e 47 0d 0a 1a 0a"
     check_equal "the log has a line for each step" "$(grep -c '^train ' new/out/log.txt)" 8
     check_equal "the log has a line for each validation" "$(grep -c '^val ' new/out/log.txt)" 2
@@ -575,7 +575,12 @@ test_training() {
     sed -n 's/^ *\(--[a-z-]*\) .*/\1/p' stdout | sort > in_help
     awk '!/^# --/ { exit } { print $2 }' new/out/log.txt | sort > in_log
     for option in $(cat in_log); do check "--help lists $option" grep -q -x -e "$option" in_help; done
-    for option in $(grep -v -x -e --help -e --bench in_help); do check "the log begins with options, among them $option" grep -q -x -e "$option" in_log; done
+    for option in $(grep -v -x -e --help -e --bench -e --eval -e --resume in_help); do check "the log begins with options, among them $option" grep -q -x -e "$option" in_log; done
+
+    # the ablation, on two rows
+    accept "dev/ablation.sh" env ROWS="basic C3" SEEDS="1 2" JOBS=1 OUT="$work/new/ablation" sh -c '"$0" "$@" 2> /dev/null' "$root/dev/ablation.sh" \
+        --train "$work/small.bin" --val "$work/small.bin" --batch 2 --frames 1 --epochs 1
+    check_equal "dev/ablation.sh: rows of its table" "$(grep -c -E '^\| (basic|C3) \|( [01][.][0-9]{4} ± [01][.][0-9]{4} \|){4}$' stdout)" 2
 
     # bits do not depend on the threads, but on the seed
     for threads in 1 4; do
@@ -625,6 +630,54 @@ test_training() {
     accept "--bench" "$train" --bench --size 32 --frames 1
     tail -n 1 stdout > last
     check "--bench ends with a JSON line" grep -q -E '^\{"config": "tiny", "threads": [0-9]+, "forward_ms": [0-9.]+, "step_ms": [0-9.]+, "forward_peak_mb": [0-9.]+, "step_peak_mb": [0-9.]+\}$' last
+}
+
+# ----------------------------------------------------------------------------------------------------------------------
+# train_vivim: prediction
+
+test_prediction() {
+    rm -rf new && mkdir new
+    best="--checkpoint base/best.safetensors"
+    accept "--eval" "$train" --eval --val good.bin $best
+    check "--eval says Dice" grep -q -E '^Dice [01][.][0-9]{4}  Jaccard' stdout
+    check "--eval says frames/s and memory" grep -q -E '^[0-9.]+ frames/s, peak memory [0-9]+ MB$' stdout
+    check "--eval writes nothing" [ -z "$(find new ! -type d)" ]
+    for stride in 0 1 2 9; do
+        accept "--predict --stride $stride" "$train" --predict good.bin $best --out new/$stride.bin --stride $stride --frames 3
+        check_equal "--predict --stride $stride: the same videos" "$(shape new/$stride.bin)" "$(shape good.bin)"
+        cut_to good.bin $((1024 + 4 * 64 + 16 * 32 * 32 * 3)) frames1 && cut_to new/$stride.bin $((1024 + 4 * 64 + 16 * 32 * 32 * 3)) frames2
+        check "--predict --stride $stride: the same frames" cmp frames1 frames2
+    done
+    accept "--predict in batches" "$train" --predict good.bin $best --out new/b.bin --frames 3 --batch 3
+    check "--predict in batches: the same bytes" cmp new/0.bin new/b.bin
+    accept "--predict on 4 threads" env OMP_NUM_THREADS=4 "$train" --predict good.bin $best --out new/b.bin --frames 3
+    check "--predict on 4 threads: the same bytes" cmp new/0.bin new/b.bin
+    accept "--predict at another size" "$train" --predict good.bin $best --out new/s.bin --size 64 --stride 2
+    check_equal "--predict at another size: the video's own" "$(shape new/s.bin)" "$(shape good.bin)"
+    picture flat/only/1.ppm 6 50 41 100
+    if [ -x "$frames" ]; then
+        accept "a video without masks" "$frames" --out new/nomask.bin flat/only
+        accept "--predict a video without masks" "$train" --predict new/nomask.bin $best --out new/p.bin
+        check_equal "--predict a video without masks: it has some now" "$(shape new/p.bin)" "1 1 41x50 1"
+    else
+        skip 3 "prediction without masks: prepro/frames is not built"
+    fi
+    refuse "--eval without a checkpoint" "out/best.safetensors" "$train" --eval --val good.bin
+    refuse "--predict, a missing shard" "none.bin" "$train" --predict none.bin $best --out new/p.bin
+    refuse "--predict, not a checkpoint" "good.bin" "$train" --predict good.bin --checkpoint good.bin --out new/p.bin
+    refuse "--predict, no model in the checkpoint" "affine.safetensors" "$train" --predict good.bin --checkpoint good_affine.safetensors --out new/p.bin
+    refuse "--predict into a missing directory" "new/none/p.bin" "$train" --predict good.bin $best --out new/none/p.bin
+    mkdir new/p.bin
+    refuse "--predict, too little memory" "--frames --memory-limit" "$train" --predict good.bin $best --out new/p.bin --frames 50 --stride 50 --memory-limit 0.005
+    refuse "training, too little memory" "--frames --memory-limit" "$train" --train good.bin --val good.bin $quick --out new/o --memory-limit 0.02 --frames 40
+    cp base/best.safetensors nan.safetensors
+    put nan.safetensors "$(tensor_offset nan.safetensors out.bias)" '\000\000\300\177'
+    refuse "--predict, not a number" "good.bin" "$train" --predict good.bin --checkpoint nan.safetensors --out new/p.bin
+    if $can_limit_files; then
+        refuse "--predict, disk full" "new/p.bin" file_limit 10 "$train" --predict good.bin $best --out new/p.bin
+    else
+        skip 1 "--predict on a full disk: this shell cannot limit file sizes"
+    fi
 }
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -684,17 +737,9 @@ can_limit_files=false can_limit_memory=false
 (file_limit 1 dd if=/dev/zero of=limited bs=4096 count=1) > /dev/null 2>&1 || can_limit_files=true
 (memory_limit 400000 "$train" --help) > /dev/null 2>&1 && can_limit_memory=true
 
-test_phantom
-if [ -x "$frames" ]; then test_frames; else skip 1 "all of prepro/frames: it was not built"; fi
-test_shards
-test_options
-test_out
-test_init
-test_affine
-test_limits
-test_nan
-test_signals
-test_training
+for group in ${*:-phantom frames shards options out init affine prediction limits nan signals training}; do
+    if [ "$group" != frames ] || [ -x "$frames" ]; then "test_$group"; else skip 1 "all of prepro/frames: it was not built"; fi
+done
 
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]
