@@ -9,7 +9,7 @@ NATIVE ?= 1
 try = $(shell echo 'int main(void) { return 0; }' | $(CC) -Werror $(1) -x c - -o /dev/null 2>/dev/null && echo '$(1)')
 
 # No -ffast-math: NaN must stay detectable. What fast code needs is allowed one by one: multiply-adds, no errno, no traps.
-CFLAGS  = -std=c99 -pedantic -Wall -Wextra -Wshadow -Wc++-compat -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -MMD
+CFLAGS  = -std=c99 -pedantic -Wall -Wextra -Wshadow -Wc++-compat -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -MMD -MP
 LDLIBS  = -lm
 ifeq ($(NATIVE),1)
 CFLAGS += $(call try,-march=native) $(call try,-mprefer-vector-width=512)
@@ -28,16 +28,19 @@ endif
 
 CFLAGS := $(CFLAGS)
 DATA   = data/phantom_train.bin data/phantom_val.bin data/phantom_train_affine.safetensors
-TESTS  = test_vivim test_vivim_double
+TESTS  = test_vivim test_vivim_double dev/test_metrics
+PREPRO = prepro/phantom prepro/frames prepro/affine prepro/overlay
+DEV    = dev/evaluate dev/report
 
-.PHONY: help prepro data test clean
+.PHONY: help prepro dev data test clean
 help:
 	@echo "compiler: $(CC)$(if $(findstring -fopenmp,$(CFLAGS)),, - without OpenMP, one thread only: install libgomp or libomp)"
 	@echo "images:   $(if $(HAVE_IMAGES),libjpeg and libpng found,libjpeg or libpng missing, so no prepro/frames: $(IMAGE_HINT))"
 	@echo
 	@echo "make train_vivim   the program, synthetic clips to train on, the affine constraint's network; then ./train_vivim"
-	@echo "make prepro        prepro/phantom (synthetic clips), prepro/frames (your images and videos -> shards) and"
-	@echo "                   prepro/affine (a shard -> the network of the affine constraint)"
+	@echo "make prepro        prepro/phantom (synthetic clips), prepro/frames (your images and videos -> shards),"
+	@echo "                   prepro/affine (a shard -> the network of the affine constraint), prepro/overlay (predictions -> pictures)"
+	@echo "make dev           dev/evaluate (predictions -> scores in all protocols), dev/report (a run -> one HTML page)"
 	@echo "make data          the synthetic clips and their network alone: $(DATA)"
 	@echo "make test          build and run all tests"
 	@echo "make clean         remove what was built, but not data/ and out/"
@@ -69,7 +72,25 @@ endif
 prepro/affine: prepro/affine.c
 	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
 
-prepro: prepro/phantom prepro/frames prepro/affine
+# scores of anyone's predictions; dev/test_evaluate.sh needs both programs
+dev/test_metrics: dev/test_metrics.c
+	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
+dev/evaluate: dev/evaluate.c
+ifneq ($(HAVE_IMAGES),)
+	$(CC) $(CFLAGS) $< -o $@ -ljpeg -lpng $(LDLIBS)
+else
+	@echo "dev/evaluate is left out: it needs libjpeg and libpng: $(IMAGE_HINT)"
+endif
+
+# predictions as pictures or video; a run as a page
+prepro/overlay: prepro/overlay.c
+	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
+dev/report: dev/report.c
+	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
+
+prepro: $(PREPRO)
+
+dev: $(DEV)
 
 data: $(DATA)
 data/phantom_train.bin: | prepro/phantom
@@ -83,12 +104,16 @@ data/phantom_train_affine.safetensors: | data/phantom_train.bin prepro/affine
 
 # threads that wait must not hold a core that others need (train_vivim sees to that itself)
 test: export GOMP_SPINCOUNT ?= 50000
-test: $(TESTS) train_vivim prepro data
+test: $(TESTS) train_vivim prepro dev data
 	./test_vivim
 	./test_vivim_double
+	dev/test_metrics
 	dev/test_cli.sh
+	dev/test_resume.sh
+	dev/test_pictures.sh
+	dev/test_evaluate.sh
 
 clean:
-	rm -f train_vivim $(TESTS) prepro/phantom prepro/frames prepro/affine *.d prepro/*.d
+	rm -f train_vivim $(TESTS) $(PREPRO) $(DEV) *.d prepro/*.d dev/*.d
 
--include $(wildcard *.d prepro/*.d)
+-include $(wildcard *.d prepro/*.d dev/*.d)

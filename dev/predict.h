@@ -171,7 +171,7 @@ static void write_pictures(Model *m, const Shard *shard, int T, const char *path
         for (size_t i = 0; i < pixels; i++) masks[i] = m->logits[i] > 0.0f, masks[pixels + i] = batch.mask[i] > 0.5f;
         overlay_add(&sheet, v, shard_frame(shard, frame), masks, masks + pixels);
     }
-    if (png_write(path, sheet.rgb, sheet.W, sheet.H, err, sizeof err) != 0) fail("%s", err);
+    if (png_write(path, sheet.rgb, sheet.H, sheet.W, 3, err, sizeof err) != 0) fail("%s", err);
     overlay_close(&sheet);
     batch_free(&batch); free(masks);
 }

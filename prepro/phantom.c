@@ -624,7 +624,7 @@ int main(int argc, char **argv) {
         double cover = 100.0 * (double)lesion_pixels / ((double)pixels * (double)(shown > 0 ? shown : 1));
         printf("%s: %d videos, %lld frames of %d x %d; %lld frames show the lesion, which covers %.1f %% of them\n",
                o.out, o.videos, (long long)frames, H, W, (long long)shown, cover);
-        if (o.preview) failed = png_write(o.preview, sheet.rgb, sheet.width, sheet.height, err, sizeof err);
+        if (o.preview) failed = png_write(o.preview, sheet.rgb, sheet.height, sheet.width, 3, err, sizeof err);
     }
     if (failed) fprintf(stderr, "phantom: %s\n", err);
     free(sheet.rgb);
