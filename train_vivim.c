@@ -7,8 +7,8 @@ boundary head on the first features learns the mask's edge, under a frozen netwo
 Paper: Yang et al., "Vivim: a Video Vision Mamba for Medical Video Segmentation", IEEE TCSVT 2025, arXiv 2401.14168.
 
 Not in this file: reading images and videos (prepro/frames.c), synthetic data (prepro/phantom.c), the training of that
-frozen network (prepro/affine.c), file formats (prepro/shard.h, safetensors.h, png.h), the command line (prepro/cli.h), the
-matrix product's inner loops (dev/matmul.h), the timing of --bench (dev/bench.h).
+frozen network (prepro/affine.c); and in headers, included where they belong: files and frames (prepro/), the matrix
+product's inner loops, --bench and --predict (dev/matmul.h, bench.h, predict.h).
 
 Build and run:  make train_vivim && ./train_vivim          (./train_vivim --help lists every option)
 
@@ -2314,91 +2314,9 @@ static Losses loss_and_gradient(float *dlogits, float *dedge, const Model *m, co
 // 15 DATA: CLIPS, AUGMENTATION, BATCHES
 //
 // Every frame of every video is the target of one clip of T frames: its neighbours at offsets -(T/2) .. (T-1)/2, held at the
-// video's ends, so the target stands at index T/2. A still image is a video of one frame.
+// video's ends, so the target stands at index T/2.
 
-static const float IMAGE_MEAN[3] = {0.485f, 0.456f, 0.406f}, IMAGE_STD[3] = {0.229f, 0.224f, 0.225f};
-
-typedef struct { int flip, jitter; } Augment;  // which augmentations training uses
-
-// One frame of a batch: input (H, W, 3) normalised, mask (H, W) in [0, 1] or NULL; buffer (2, H, W, 3) for the jitter. The
-// clip's flips come from clip_key, the frame's colours from frame_key. A frame of another size (prediction only: no mask)
-// is resized as prepro/frames does it.
-static void load_frame(float *input, float *mask, uint8_t *buffer, int H, int W, const Shard *shard, int frame,
-                       const Augment *augment, uint64_t clip_key, uint64_t frame_key) {
-    int up = 0, left = 0; size_t n = (size_t)H * W;
-    const uint8_t *rgb = shard_frame(shard, frame), *grey = shard->has_masks ? shard_mask(shard, frame) : NULL;
-    if (H != shard->H || W != shard->W) {
-        if (resize_bilinear(buffer, H, W, rgb, shard->H, shard->W, 3) != 0) out_of_memory(12.0 * shard->H * W);
-        rgb = buffer;
-    }
-    if (augment && augment->flip) {  // a rotation by 180 degrees is both flips
-        int turn = rng_uniform(clip_key, 2) < 0.5f; up = (rng_uniform(clip_key, 0) < 0.5f) ^ turn;
-        left = (rng_uniform(clip_key, 1) < 0.5f) ^ turn;
-    }
-    if (augment && augment->jitter) {
-        float factor[4];  // brightness and contrast 0.5 .. 1.5, saturation 0 .. 2, sharpness 0 .. 3, in steps of 0.1
-        for (uint64_t i = 0; i < 4; i++)
-            factor[i] = 0.1f * (float)(i < 2 ? 5 + rng_u32(frame_key, i) % 11 : rng_u32(frame_key, i) % (i == 2 ? 21 : 31));
-        memcpy(buffer, rgb, 3 * n);
-        enhance(buffer, buffer + 3 * n, H, W, factor[0], factor[1], factor[2], factor[3]);
-        rgb = buffer;
-    }
-    for (int y = 0; y < H; y++)
-        for (int x = 0; x < W; x++) {
-            size_t from = (size_t)(up ? H - 1 - y : y) * W + (left ? W - 1 - x : x), to = (size_t)y * W + x;
-            for (int c = 0; c < 3; c++)
-                input[3 * to + c] = (rgb[3 * from + c] * (1.0f / 255.0f) - IMAGE_MEAN[c]) / IMAGE_STD[c];
-            if (mask) mask[to] = grey[from] * (1.0f / 255.0f);
-        }
-}
-
-typedef struct {
-    int B, T, H, W;
-    float *input;              // (B, T, H, W, 3)
-    float *mask, *first_mask;  // (B, H, W) of the target frames; of the clips' first frames
-} Batch;
-
-static void batch_init(Batch *b, int B, int T, int H, int W) {
-    b->B = B, b->T = T, b->H = H, b->W = W;
-    b->input = malloc_floats((size_t)B * T * H * W * 3);
-    b->mask = malloc_floats((size_t)B * H * W), b->first_mask = malloc_floats((size_t)B * H * W);
-}
-
-static void batch_free(Batch *b) {
-    free(b->input), free(b->mask), free(b->first_mask);
-}
-
-// Fills the first n clips of the batch with those whose target frames (counted over the whole shard) are targets[0..n).
-// augment NULL: none. key makes each step's augmentation different.
-static void batch_load(Batch *b, const Shard *shard, const int *targets, int n, const Augment *augment, uint64_t key) {
-    size_t pixels = (size_t)b->H * b->W;
-    #pragma omp parallel
-    {
-        uint8_t *buffer = (uint8_t *)malloc_check(6 * pixels);
-        #pragma omp for schedule(static)
-        for (int k = 0; k < n * b->T; k++) {
-            int clip = k / b->T, t = k % b->T, video = shard_video_of_frame(shard, targets[clip]);
-            int first = shard->first_frame[video], last = shard->first_frame[video + 1] - 1;
-            int frame = max_int(first, min_int(last, targets[clip] + t - b->T / 2));
-            float *mask = t == b->T / 2 ? b->mask : t == 0 ? b->first_mask : NULL;
-            if (mask) mask = shard->has_masks && b->H == shard->H && b->W == shard->W ? mask + (size_t)clip * pixels : NULL;
-            load_frame(b->input + (size_t)k * pixels * 3, mask, buffer, b->H, b->W, shard, frame, augment,
-                       rng_key(key, RNG_AUGMENT, (uint64_t)clip), rng_key(key, RNG_AUGMENT, (uint64_t)(b->B + k)));
-        }
-        free(buffer);
-    }
-    if (b->T == 1) memcpy(b->first_mask, b->mask, sizeof(float) * n * pixels);
-}
-
-// A permutation of 0..n-1 that depends on seed and epoch only (Fisher and Yates)
-static void shuffle(int *order, int n, uint64_t seed, int epoch) {
-    uint64_t key = rng_key(seed, RNG_SHUFFLE, (uint64_t)epoch);
-    for (int i = 0; i < n; i++) order[i] = i;
-    for (int i = n - 1; i > 0; i--) {
-        int j = (int)(rng_u32(key, (uint64_t)i) % (uint32_t)(i + 1)), swap = order[i];
-        order[i] = order[j], order[j] = swap;
-    }
-}
+#include "prepro/clips.h"  // Batch, batch_init, batch_load, shuffle
 
 // ---------------------------------------------------------------------------------------------------------------------
 // 16 METRICS
@@ -2407,30 +2325,21 @@ static void shuffle(int *order, int n, uint64_t seed, int epoch) {
 // frames. A measure without denominator is 0, as in the released code: so a frame that is empty in both counts as 0.
 // The other protocols, from predictions and masks in files: dev/evaluate.
 
-typedef struct {
-    double loss, dice, jaccard, precision, recall, specificity;
-    int frames, empty;  // empty: frames without any object pixel, predicted or true
-} Metrics;
+#include "dev/metrics.h"  // metrics_count, metrics_ultrasound_add, metrics_ultrasound_mean
 
-static double ratio(double a, double b) { return b > 0.0 ? a / b : 0.0; }
+typedef struct {
+    double loss, mean[METRICS_SIX];  // means over frames: mean[METRICS_DICE] ..
+    MetricsUltrasound sums;
+} Metrics;
 
 // A frame of n pixels: x are logits, threshold 0, or probabilities, threshold 0.5
 static void metrics_add(Metrics *s, const float *x, float threshold, const float *mask, size_t n) {
-    double tp = 0, predicted = 0, real = 0, all = (double)n;
-    for (size_t i = 0; i < n; i++) {
-        int p = x[i] > threshold, g = mask[i] > 0.5f;
-        tp += p & g, predicted += p, real += g;
-    }
-    s->dice += ratio(2 * tp, predicted + real); s->jaccard += ratio(tp, predicted + real - tp);
-    s->precision += ratio(tp, predicted); s->recall += ratio(tp, real);
-    s->specificity += ratio(all - predicted - real + tp, all - real);
-    s->empty += predicted + real == 0; s->frames++;
+    metrics_ultrasound_add(&s->sums, metrics_count(x, threshold, mask, n));
 }
 
-// from sums over frames to their means
 static void metrics_finish(Metrics *s) {
-    double *const means[] = {&s->loss, &s->dice, &s->jaccard, &s->precision, &s->recall, &s->specificity};
-    for (int i = 0; i < 6; i++) *means[i] /= max_int(1, s->frames);
+    s->loss /= max_int(1, s->sums.frames);
+    metrics_ultrasound_mean(s->mean, &s->sums);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -2445,7 +2354,7 @@ typedef struct {
 
 #define FIELD(member) offsetof(Options, member)
 static const Option OPTIONS[] = {
-    {"config", "", "size of the model: tiny, b0, b1, b2, b3 (the paper's), b4, b5; else --init's, else tiny", 's', 0, 0, FIELD(config)},
+    {"config", "", "size of the model: tiny, b0, b1, b2, b3 (the paper's), b4, b5; else --init's", 's', 0, 0, FIELD(config)},
     {"scans", "fbs", "directions of the scans: fbs (C3), fb (C2), f (C1), s (C4), none (no Mamba)", 's', 0, 0, FIELD(scans)},
     {"train", "data/phantom_train.bin", "shard to train on", 's', 0, 0, FIELD(train)},
     {"val", "data/phantom_val.bin", "shard to validate on, of videos that are not in the other", 's', 0, 0, FIELD(val)},
@@ -2470,10 +2379,10 @@ static const Option OPTIONS[] = {
     {"save-every", "0", "steps between savings for --resume, besides the end of every epoch", 'i', 0, 1e9, FIELD(save_every)},
     {"seed", "1", "of all random numbers", 'i', 0, 2147483647, FIELD(seed)},
     {"threads", "0", "0: as many as OpenMP chooses; results do not depend on it", 'i', 0, 1024, FIELD(threads)},
-    {"predict", "", "shard to segment: writes its frames with the predicted masks to the shard --out", 's', 0, 0, FIELD(predict)},
+    {"predict", "", "shard to segment: writes frames and predicted masks to the shard --out", 's', 0, 0, FIELD(predict)},
     {"eval", "", "predict --val and compare with its masks", 'f', 0, 0, FIELD(eval)},
     {"checkpoint", "out/best.safetensors", "weights for --predict and --eval", 's', 0, 0, FIELD(checkpoint)},
-    {"stride", "0", "of predicted clips; 0: every frame is the middle of its own (the paper's way)", 'i', 0, 4096, FIELD(stride)},
+    {"stride", "0", "of predicted clips; 0: every frame has a clip of its own (the paper's way)", 'i', 0, 4096, FIELD(stride)},
     {"memory-limit", "0", "GiB that may be used; 0: what the machine has", 'd', 0, 1e6, FIELD(memory_limit)},
     {"bench", "", "time one clip (--frames, --size 256 unless given): forward and training step", 'f', 0, 0, FIELD(bench)},
     {"help", "", "this list", 'f', 0, 0, FIELD(help)},
@@ -2505,8 +2414,9 @@ static void model_from_options(Model *m, const Options *o) {
 
 // Refuses batches that would not fit, and says which would
 static void check_memory(Model *m, const Options *o, int B, int T, int H, int W, int training, int all_frames) {
-    double GiB = 1073741824, weights = (double)m->num_params * sizeof(float) * (training ? 4 : 1), needed = 0;
-    double limit = o->memory_limit > 0 ? o->memory_limit * GiB : (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    const double GiB = 1073741824, machine = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    double weights = (double)m->num_params * sizeof(float) * (training ? 4 : 1), needed = 0;
+    double limit = o->memory_limit > 0 ? o->memory_limit * GiB : machine;
     for (int t = T; t > 0; t = t > 64 ? t * 7 / 8 : t - 1) {
         model_measure(m, B, t, H, W, training, all_frames);
         double bytes = weights + (double)m->kept_planned + (double)m->scratch_planned
@@ -2514,10 +2424,11 @@ static void check_memory(Model *m, const Options *o, int B, int T, int H, int W,
         if (t == T) needed = bytes;
         if (bytes > limit && t > 1) continue;
         if (t < T)
-            fail("%d clips of %d frames of %dx%d need %.2f GiB, and there are %.2f; --frames %d would fit, so would a smaller "
-                 "--batch or --size%s", B, T, H, W, needed / GiB, limit / GiB, t, o->memory_limit > 0 ? " or a larger --memory-limit" : "");
+            fail("a batch of %d x %d frames of %dx%d needs %.2f GiB, and there are %.2f; --frames %d would fit; or use a "
+                 "smaller --batch or --size, or a larger --memory-limit", B, T, H, W, needed / GiB, limit / GiB, t);
         if (bytes > limit)
-            fail("even one frame of %dx%d needs %.2f GiB, and there are %.2f; use a smaller --size", H, W, bytes / GiB, limit / GiB);
+            fail("even a single frame of %dx%d needs %.2f GiB, and there are %.2f; use a smaller --size or --batch", H, W,
+                 bytes / GiB, limit / GiB);
         return;
     }
 }
@@ -2697,10 +2608,11 @@ static void train(const Options *o) {
             Metrics v = evaluate(m, &validation, B, T);
             if (!isfinite(v.loss)) not_a_number(log, "validation loss", m->step, epoch, last_path);
             if (!stop_requested) {
-                fprintf(log, "val %d %.6f %.6f %.6f %.6f %.6f %.6f %d\n", epoch + 1, v.loss, v.dice, v.jaccard, v.precision,
-                        v.recall, v.specificity, v.empty);
-                printf("  val loss %.4f  Dice %.4f  Jaccard %.4f", v.loss, v.dice, v.jaccard);
-                dice = v.dice;
+                fprintf(log, "val %d %.6f", epoch + 1, v.loss);
+                for (int k = METRICS_DICE; k <= METRICS_SPECIFICITY; k++) fprintf(log, " %.6f", v.mean[k]);
+                fprintf(log, " %d\n", v.sums.empty);
+                printf("  val loss %.4f  Dice %.4f  Jaccard %.4f", v.loss, v.mean[METRICS_DICE], v.mean[METRICS_JACCARD]);
+                dice = v.mean[METRICS_DICE];
                 if (dice > p.best) {
                     p.best = dice, p.best_epoch = epoch + 1;
                     checkpoint_save(m, best_path, p.best_epoch, p.best, T, H, W);

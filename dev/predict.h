@@ -144,9 +144,10 @@ static void predict(const Options *o) {
     if (p.writer) printf("wrote %s\n", path);
     if (shard.has_masks) {
         metrics_finish(&p.metrics);
+        const double *mean = p.metrics.mean;
         printf("Dice %.4f  Jaccard %.4f  Precision %.4f  Recall %.4f  Specificity %.4f  (threshold 0.5, mean over %d frames, %d "
-               "of them empty in both)\n", p.metrics.dice, p.metrics.jaccard, p.metrics.precision, p.metrics.recall,
-               p.metrics.specificity, p.metrics.frames, p.metrics.empty);
+               "empty in both)\n", mean[METRICS_DICE], mean[METRICS_JACCARD], mean[METRICS_PRECISION], mean[METRICS_RECALL],
+               mean[METRICS_SPECIFICITY], p.metrics.sums.frames, p.metrics.sums.empty);
     }
     printf("%.1f frames/s, peak memory %.0f MB\n", shard.frames / elapsed, peak_mb());
     free(p.prob), free(p.mask), free(p.grey);

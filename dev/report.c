@@ -19,6 +19,7 @@
 #include "../prepro/prediction.h"
 #include "../prepro/png.h"
 #include "charts.h"
+#include "metrics.h"
 #include "report_style.h"
 
 typedef struct { const char *log, *pred, *masks, *out, *title; int examples, help; } ReportOptions;
@@ -160,17 +161,17 @@ static void put_picture(FILE *f, const char *what, const uint8_t *pixels, int H,
 typedef struct { double dice, jaccard, precision, recall; int empty; } Score;  // empty: no object, predicted or true
 typedef struct { Score score; int index; } Ranked;                              // a video or a frame
 
-static double ratio(double a, double b) { return b > 0.0 ? a / b : 0.0; }
-
-// Of P predicted and G true object pixels, tp are both:
-// Dice 2 tp / (P + G), Jaccard tp / (P + G - tp), precision tp / P, recall tp / G
+// The ultrasound protocol's measures of a frame
 static Score score_frame(const uint8_t *predicted, const uint8_t *real, size_t pixels) {
-    double tp = 0, P = 0, G = 0;
+    MetricsCounts c = {(double)pixels, 0, 0, 0};
+    double six[METRICS_SIX];
     for (size_t i = 0; i < pixels; i++) {
         int p = predicted[i] > 127, g = real[i] > 127;
-        tp += p & g, P += p, G += g;
+        c.object += g, c.predicted += p, c.hit += p & g;
     }
-    Score s = {ratio(2 * tp, P + G), ratio(tp, P + G - tp), ratio(tp, P), ratio(tp, G), P + G == 0};
+    metrics_six(six, c);
+    Score s = {six[METRICS_DICE], six[METRICS_JACCARD], six[METRICS_PRECISION], six[METRICS_RECALL],
+               c.predicted + c.object == 0};
     return s;
 }
 

@@ -111,7 +111,8 @@ static void checkpoint_load(Model *m, const char *path) {
     const SafeTensor *tracked = checkpoint_find(&file, TRACKED);
     if (tracked) unused[tracked - file.tensors] = NULL;
     if (loaded == 0) fail("%s: holds no tensor of Vivim or SegFormer; was it made by another program?", path);
-    if (tracked && tracked->numel == 1) m->batches_tracked = (int64_t)safetensors_value(tracked, 0);
+    double updates = tracked && tracked->numel == 1 ? safetensors_value(tracked, 0) : 0.0;
+    if (updates > 0.0 && updates < 9e15) m->batches_tracked = (int64_t)updates;
     for (int i = 0; i < file.count; i++)
         if (unused[i]) unused[left++] = unused[i];
     printf("%s: %d of its %d tensors loaded\n", path, loaded + (tracked != NULL), file.count);
@@ -137,9 +138,11 @@ static void config_from_file(Config *c, const char *path) {
         int *depth = &sizes.depths[i], *layers = &sizes.mamba_depths[i];
         sizes.dims[i] = shape_of(&file, 0, "encoder.downsample_layers.patch_embeddings.%d.proj.weight", i, 0);
         if (sizes.dims[i] == 0) fail("%s: holds no encoder of Vivim or SegFormer; was it made by another program?", path);
-        for (*depth = 0; shape_of(&file, 0, "encoder.downsample_layers.block.%d.%d.layer_norm_1.weight", i, *depth);) ++*depth;
-        for (*layers = 0; shape_of(&file, 0, "encoder.stages.%d.%d.0.norm1.weight", i, *layers);) ++*layers;
-        sizes.reductions[i] = max_int(1, shape_of(&file, 2, "encoder.downsample_layers.block.%d.0.attention.self.sr.weight", i, 0));
+        *depth = *layers = 0;
+        while (shape_of(&file, 0, "encoder.downsample_layers.block.%d.%d.layer_norm_1.weight", i, *depth)) ++*depth;
+        while (shape_of(&file, 0, "encoder.stages.%d.%d.0.norm1.weight", i, *layers)) ++*layers;
+        int reduction = shape_of(&file, 2, "encoder.downsample_layers.block.%d.0.attention.self.sr.weight", i, 0);
+        sizes.reductions[i] = max_int(1, reduction);
         if (sizes.dims[i] % sizes.heads[i] != 0)
             fail("%s: %d channels in stage %d cannot be shared by %d heads; this is no SegFormer", path, sizes.dims[i], i + 1,
                  sizes.heads[i]);

@@ -31,9 +31,10 @@ static void resume_save(const Model *m, const char *path, const Progress *p, con
     double numbers[RESUME_NUMBERS] = {(double)p->epoch, (double)p->step, (double)p->best_epoch, p->best, p->sum.total,
         p->sum.seg, p->sum.edge, p->sum.affine, (double)m->step, (double)m->batches_tracked};
     int64_t n = (int64_t)m->num_params, b = (int64_t)m->num_buffers;
+    size_t n_bytes = m->num_params * sizeof(float), b_bytes = m->num_buffers * sizeof(float);
     const SafeTensorOut tensors[] = {
-        {"params", "F32", 1, {n}, m->params, m->num_params * sizeof(float)}, {"buffers", "F32", 1, {b}, m->buffers, m->num_buffers * sizeof(float)},
-        {"adam_m", "F32", 1, {n}, m->adam_m, m->num_params * sizeof(float)}, {"adam_v", "F32", 1, {n}, m->adam_v, m->num_params * sizeof(float)},
+        {"params", "F32", 1, {n}, m->params, n_bytes}, {"buffers", "F32", 1, {b}, m->buffers, b_bytes},
+        {"adam_m", "F32", 1, {n}, m->adam_m, n_bytes}, {"adam_v", "F32", 1, {n}, m->adam_v, n_bytes},
         {"numbers", "F64", 1, {RESUME_NUMBERS}, numbers, sizeof numbers}, {"log_bytes", "I64", 0, {0}, &p->log_bytes, 8}};
     int fixed = 0;
     for (const Option *t = OPTIONS; t->name; t++) {
@@ -58,20 +59,30 @@ static void resume_load(Model *m, const char *path, Progress *p, const Options *
         const char *stored = safetensors_metadata(&file, t->name);
         option_text(text, o, t);
         if (may_change(t->name) || (stored && strcmp(stored, text) == 0)) continue;
-        fail("--%s %s: the training in %s has '%s'; --resume needs the same options", t->name, text, path, stored ? stored : "");
+        char other[64]; snprintf(other, sizeof other, "%s", stored ? stored : "");
+        for (char *c = other; *c; c++)
+            if (*c < 32 || *c > 126) *c = '?';  // the file may be anyone's, the terminal is ours
+        fail("--%s %s: the training in %s has '%s'; --resume needs the same options", t->name, text, path, other);
     }
     model_trainable(m);
-    resume_read(m->params, m->num_params, &file, "params", path); resume_read(m->buffers, m->num_buffers, &file, "buffers", path);
-    resume_read(m->adam_m, m->num_params, &file, "adam_m", path); resume_read(m->adam_v, m->num_params, &file, "adam_v", path);
+    resume_read(m->params, m->num_params, &file, "params", path);
+    resume_read(m->buffers, m->num_buffers, &file, "buffers", path);
+    resume_read(m->adam_m, m->num_params, &file, "adam_m", path);
+    resume_read(m->adam_v, m->num_params, &file, "adam_v", path);
     const SafeTensor *numbers = safetensors_find(&file, "numbers"), *log = safetensors_find(&file, "log_bytes");
-    double x[RESUME_NUMBERS];
+    double x[RESUME_NUMBERS], length;
     if (numbers == NULL || numbers->numel != RESUME_NUMBERS || log == NULL || log->numel != 1)
         fail("%s: is not a training state; start again without --resume", path);
-    for (size_t i = 0; i < RESUME_NUMBERS; i++) x[i] = safetensors_value(numbers, i);
+    for (size_t i = 0; i < RESUME_NUMBERS; i++) {
+        x[i] = safetensors_value(numbers, i);
+        int counter = i < 3 || i > 7;  // the others are losses and a Dice
+        if (!(fabs(x[i]) < 2e9) || (counter && x[i] < 0)) fail("%s: is damaged; start again without --resume", path);
+    }
+    length = safetensors_value(log, 0);
+    if (!(length >= 0 && length < 9e15)) fail("%s: is damaged; start again without --resume", path);
     p->epoch = (int)x[0], p->step = (int)x[1], p->best_epoch = (int)x[2], p->best = x[3];
     p->sum.total = x[4], p->sum.seg = x[5], p->sum.edge = x[6], p->sum.affine = x[7];
-    m->step = (int64_t)x[8], m->batches_tracked = (int64_t)x[9];
-    memcpy(&p->log_bytes, log->data, 8);
+    m->step = (int64_t)x[8], m->batches_tracked = (int64_t)x[9], p->log_bytes = (int64_t)length;
     safetensors_close(&file);
 }
 

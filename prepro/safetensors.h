@@ -63,8 +63,9 @@ static inline int safetensors_fail(const char *path, char *err, size_t errlen, c
         vsnprintf(err + used, errlen - (size_t)used, format, args);
         va_end(args);
     }
-    for (char *c = err; *c; c++) {
-        if ((unsigned char)*c < 32 || *c == 127) *c = '?';
+    for (unsigned char *c = (unsigned char *)err; *c; c++) {
+        if (*c < 32 || *c == 127) *c = '?';
+        if (*c == 0xC2 && c[1] >= 128 && c[1] < 160) c[0] = c[1] = '?';   // U+0080 .. U+009F in UTF-8: terminals obey these, too
     }
     return -1;
 }
@@ -223,7 +224,7 @@ typedef struct { char *key, *value; } SafeTensorsPair;
 typedef struct {
     SafeTensor *tensors;          // sorted by name
     int count;
-    SafeTensorsPair *metadata;    // in the order of the file
+    SafeTensorsPair *metadata;    // sorted by key
     int metadata_count;
     char *strings;                // owns the decoded text of all names, keys and values
     void *map;                    // the whole file
@@ -277,6 +278,10 @@ static inline double safetensors_value(const SafeTensor *t, size_t i) {
 
 static inline int safetensors_by_name(const void *a, const void *b) {
     return strcmp(((const SafeTensor *)a)->name, ((const SafeTensor *)b)->name);
+}
+
+static inline int safetensors_by_key(const void *a, const void *b) {
+    return strcmp(((const SafeTensorsPair *)a)->key, ((const SafeTensorsPair *)b)->key);
 }
 
 static inline int safetensors_by_data(const void *a, const void *b) {   // empty tensors before the one that starts at the same byte
@@ -441,6 +446,14 @@ static inline int safetensors_parse(SafeTensors *st, const unsigned char *bytes,
             return -1;
         }
     }
+    if (st->metadata_count) qsort(st->metadata, (size_t)st->metadata_count, sizeof(SafeTensorsPair), safetensors_by_key);
+    for (int i = 1; i < st->metadata_count; i++) {
+        if (strcmp(st->metadata[i - 1].key, st->metadata[i].key) == 0) {
+            safetensors_fail(path, err, errlen, "the metadata have the key %.100s twice; damaged file", st->metadata[i].key);
+            safetensors_close(st);
+            return -1;
+        }
+    }
     return 0;
 }
 
@@ -480,8 +493,12 @@ static inline const SafeTensor *safetensors_find(const SafeTensors *st, const ch
 }
 
 static inline const char *safetensors_metadata(const SafeTensors *st, const char *key) {
-    for (int i = 0; i < st->metadata_count; i++) {
-        if (strcmp(st->metadata[i].key, key) == 0) return st->metadata[i].value;
+    int low = 0, high = st->metadata_count;
+    while (low < high) {
+        int middle = low + (high - low) / 2, order = strcmp(st->metadata[middle].key, key);
+        if (order == 0) return st->metadata[middle].value;
+        if (order < 0) low = middle + 1;
+        else high = middle;
     }
     return NULL;
 }

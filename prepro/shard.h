@@ -128,13 +128,17 @@ static inline void shard_put(unsigned char *bytes, int32_t value) {
     for (int i = 0; i < 4; i++) bytes[i] = (unsigned char)((uint32_t)value >> 8 * i);
 }
 
+// Whether text[i] is a control character or, for U+0080 .. U+009F, the second byte of one: terminals obey these, too.
+static inline int shard_is_control(const char *text, int i) {
+    unsigned char c = (unsigned char)text[i];
+    return c < 32 || c == 127 || (c >= 128 && c < 160 && i > 0 && (unsigned char)text[i - 1] == 0xC2);
+}
+
 // NULL if the name is legal, else what is wrong with it. At most SHARD_NAME bytes are looked at.
 static inline const char *shard_name_problem(const char *name) {
     int length = 0;
-    for (; length < SHARD_NAME && name[length]; length++) {
-        unsigned char c = (unsigned char)name[length];
-        if (c < 32 || c == 127 || c == '/') return "holds a '/' or a control character";
-    }
+    for (; length < SHARD_NAME && name[length]; length++)
+        if (name[length] == '/' || shard_is_control(name, length)) return "holds a '/' or a control character";
     if (length == SHARD_NAME) return "is longer than 59 bytes";
     if (length == 0) return "is empty";
     if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0) return "is '.' or '..'";
@@ -346,8 +350,8 @@ static inline int shard_begin_video(ShardWriter *w, const char *name, char *err,
     if (problem) {
         char shown[SHARD_NAME];     // so much of it that one knows it again, and on one line
         snprintf(shown, sizeof shown, "%s", name);
-        for (char *c = shown; *c; c++)
-            if ((unsigned char)*c < 32 || *c == 127) *c = '?';
+        for (int i = 0; shown[i]; i++)
+            if (shard_is_control(shown, i)) shown[i] = '?';
         shard_fail(err, errlen, "%s: the video name '%s' %s; choose another", w->path, shown, problem);
         shard_abort(w);
         return -1;
