@@ -104,6 +104,7 @@ static void *malloc_check(size_t bytes) {
 
 static void *calloc_check(size_t count, size_t size) { return memset(malloc_check(count * size), 0, count * size); }
 static float *malloc_floats(size_t n) { return (float *)malloc_check(n * sizeof(float)); }
+static void zero_floats(float *x, size_t n) { memset(x, 0, n * sizeof(float)); }
 
 static double seconds(void) {
     struct timespec now; clock_gettime(CLOCK_MONOTONIC, &now);
@@ -1018,6 +1019,43 @@ static void selective_scan_backward(float *du, float *ddt, float *dBt, float *dC
     free(p.row); free(p.a);
 }
 
+// x = softplus(x) = log(1 + e^x), n elements, in place. Backward needs the result y only: softplus'(v) = sigmoid(v) = 1 - e^-y.
+static void softplus_forward(float *x, size_t n) {
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) x[i] = softplus_simd(x[i]);
+}
+
+static void softplus_backward(float *dx, const float *y, size_t n) {
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) dx[i] *= 1.0f - exp_simd(-y[i]);
+}
+
+// gated = y * SiLU(z) / directions, z the second half of xz's rows
+static void gate_forward(float *gated, const float *y, const float *xz, float scale, int rows, int D) {
+    #pragma omp parallel for schedule(static)
+    for (int r = 0; r < rows; r++) {
+        const float *z = xz + (size_t)r * 2 * D + D, *yr = y + (size_t)r * D; float *o = gated + (size_t)r * D;
+        #pragma omp simd
+        for (int d = 0; d < D; d++) o[d] = scale * yr[d] * silu_simd(z[d]);
+    }
+}
+
+// dy = dgated * SiLU(z) * scale (dy may be dgated); dz = dgated * y * SiLU'(z) * scale, into the second half of dxz's rows
+static void gate_backward(float *dy, float *dxz, const float *dgated, const float *y, const float *xz, float scale, int rows,
+                          int D) {
+    #pragma omp parallel for schedule(static)
+    for (int r = 0; r < rows; r++) {
+        const float *z = xz + (size_t)r * 2 * D + D, *yr = y + (size_t)r * D, *dg = dgated + (size_t)r * D;
+        float *dz = dxz + (size_t)r * 2 * D + D, *d_y = dy + (size_t)r * D;
+        #pragma omp simd
+        for (int d = 0; d < D; d++) {
+            float d_gated = dg[d] * scale;
+            dz[d] = d_gated * yr[d] * silu_grad_simd(z[d]);
+            d_y[d] = d_gated * silu_simd(z[d]);
+        }
+    }
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // 9 BILINEAR UPSAMPLING
 //
@@ -1057,6 +1095,23 @@ static void bilinear_forward(float *out, const float *inp, int N, int H, int W, 
         for (int row = 0; row < N * OH; row++)
             bilinear_row(out + (size_t)row * OW * C, tmp, inp + (size_t)(row / OH) * H * W * C, H, W, OH, OW, C, row % OH,
                          accumulate);
+        free(tmp);
+    }
+}
+
+// out (N, OH, OW, C) += three maps (N, heights[i], widths[i], C), each upsampled
+static void bilinear_add3(float *out, const float *a, const float *b, const float *c, const int heights[3],
+                          const int widths[3], int N, int OH, int OW, int C) {
+    const float *const maps[3] = {a, b, c};
+    #pragma omp parallel
+    {
+        float *tmp = malloc_floats((size_t)OW * C);
+        #pragma omp for schedule(static)
+        for (int row = 0; row < N * OH; row++)
+            for (int i = 0; i < 3; i++) {
+                const float *from = maps[i] + (size_t)(row / OH) * heights[i] * widths[i] * C;
+                bilinear_row(out + (size_t)row * OW * C, tmp, from, heights[i], widths[i], OH, OW, C, row % OH, 1);
+            }
         free(tmp);
     }
 }
@@ -1120,10 +1175,31 @@ static inline float dropout_factor(uint64_t key, uint64_t i, float p) {
     return rng_uniform(key, i) < p ? 0.0f : 1.0f / (1.0f - p);
 }
 
+// The factors number first, first + 1 .. first + n - 1: drop path's, one for a frame
+static void dropout_factors(float *factors, int n, uint64_t key, uint64_t first, float p) {
+    for (int i = 0; i < n; i++) factors[i] = dropout_factor(key, first + (uint64_t)i, p);
+}
+
+// Batch norm's four vectors (E) for this pass, map*scale + shift = gamma (map - mean) rstd + beta. In training mean and
+// rstd hold the batch's mean and biased variance on entry and move the running ones, the variance by its unbiased value.
+static void batchnorm_vectors(float *mean, float *rstd, float *scale, float *shift, float *running_mean, float *running_var,
+                              const float *gamma, const float *beta, size_t rows, int E, int training) {
+    float unbiased = (float)((double)rows / (double)(rows > 1 ? rows - 1 : 1));
+    for (int e = 0; e < E; e++) {
+        float m = training ? mean[e] : running_mean[e], var = training ? rstd[e] : running_var[e];
+        if (training) {
+            running_mean[e] += 0.1f * (m - running_mean[e]);
+            running_var[e] += 0.1f * (var * unbiased - running_var[e]);
+        }
+        mean[e] = m, rstd[e] = 1.0f / sqrtf(var + 1e-5f);
+        scale[e] = gamma[e] * rstd[e], shift[e] = beta[e] - m * scale[e];
+    }
+}
+
 // low (rows) = w_out . Dropout(ReLU(BatchNorm(map))) + b_out, one frame: map (rows, E); scale, shift (E) are batch norm
 // folded: bn = map*scale + shift. first is the index of the frame's first element, for dropout; p = 0 switches it off.
 static void head_forward(float *low, const float *map, const float *scale, const float *shift, const float *w_out,
-                         float b_out, int rows, int E, uint64_t key, uint64_t first, float p) {
+                         const float *b_out, int rows, int E, uint64_t key, uint64_t first, float p) {
     #pragma omp parallel for schedule(static)
     for (int r = 0; r < rows; r++) {
         const float *x = map + (size_t)r * E;
@@ -1133,7 +1209,7 @@ static void head_forward(float *low, const float *map, const float *scale, const
             float bn = x[e] * scale[e] + shift[e], relu = bn > 0.0f ? bn : 0.0f * bn;  // 0*bn keeps NaN
             sum += relu * dropout_factor(key, i + (uint64_t)e, p) * w_out[e];
         }
-        low[r] = sum + b_out;
+        low[r] = sum + b_out[0];
     }
 }
 
@@ -1304,6 +1380,82 @@ static void edgeloss_backward(float *dlogits, double on, const float *logits, co
     #pragma omp parallel for simd schedule(static)
     for (size_t i = 0; i < n; i++)
         dlogits[i] = (edge[i] > 0.5f ? weight_on : weight_off) * (sigmoid_simd(logits[i]) - edge[i]);
+}
+
+// ---- The operations of the affine constraint (section 13): patches of q x q, rows and columns from the top left, what is left
+// over belongs to none
+
+static int patches_of(int B, int H, int W, int q) { return B * (H / q) * (W / q); }
+
+// where row y of patch i begins in (B, H, W)
+static inline size_t patch_row(int i, int y, int H, int W, int q) {
+    int rows = H / q, columns = W / q;
+    return ((size_t)(i / (rows * columns)) * H + (size_t)(i / columns % rows) * q + y) * W + (size_t)(i % columns) * q;
+}
+
+// Of the n patches of a batch: pairs (2n, 2, q^2), the true boundary - n of the target frames, then n of the first frames -
+// and sigmoid(logits). weight (n) = 1 / (B N_p); 0 where both true patches are empty; N_p: the clip's patches that are not.
+static void patches_forward(float *pairs, float *weight, const float *logits, const float *edge, const float *first_edge,
+                            int B, int H, int W, int q) {
+    int n = patches_of(B, H, W, q); size_t q2 = (size_t)q * q;
+    #pragma omp parallel for schedule(static)
+    for (int i = 0; i < n; i++) {
+        float *of_target = pairs + i * 2 * q2, *of_first = of_target + n * 2 * q2, on = 0.0f;
+        for (int y = 0; y < q; y++, of_target += q, of_first += q)
+            for (int x = 0; x < q; x++) {
+                size_t pixel = patch_row(i, y, H, W, q) + (size_t)x;
+                of_target[x] = edge[pixel], of_first[x] = first_edge[pixel], on += edge[pixel] + first_edge[pixel];
+                of_target[q2 + x] = of_first[q2 + x] = sigmoid_simd(logits[pixel]);
+            }
+        weight[i] = on > 0.0f ? 1.0f : 0.0f;
+    }
+    for (int b = 0; b < B; b++) {
+        float *of_clip = weight + b * (n / B), count = 0.0f;
+        for (int i = 0; i < n / B; i++) count += of_clip[i];
+        for (int i = 0; i < n / B; i++) of_clip[i] /= (float)B * (count > 0.0f ? count : 1.0f);
+    }
+}
+
+// dlogits (B, H, W) = p (1 - p) (sum of both pairs' gradients of p): dsecond (2n, q^2), pairs as above; 0 in no patch
+static void patches_backward(float *dlogits, const float *dsecond, const float *pairs, int B, int H, int W, int q) {
+    int n = patches_of(B, H, W, q); size_t q2 = (size_t)q * q;
+    zero_floats(dlogits, (size_t)B * H * W);
+    #pragma omp parallel for schedule(static)
+    for (int i = 0; i < n; i++)
+        for (int y = 0; y < q; y++) {
+            const float *d = dsecond + i * q2 + (size_t)y * q, *p = pairs + i * 2 * q2 + q2 + (size_t)y * q;
+            float *to = dlogits + patch_row(i, y, H, W, q);
+            for (int x = 0; x < q; x++) to[x] = (d[x] + d[n * q2 + x]) * p[x] * (1.0f - p[x]);
+        }
+}
+
+static double norm6(const float *x) {
+    double sum = 0;
+    for (int i = 0; i < 6; i++) sum += (double)x[i] * (double)x[i];
+    return sqrt(sum);
+}
+
+// *target = sum_i weight[i] ||out_i||, *first the same of out_(n+i): out (2n, 6), weight (n)
+static void norms_forward(double *target, double *first, const float *out, const float *weight, int n) {
+    *target = *first = 0.0;
+    for (int i = 0; i < n; i++) {
+        *target += (double)weight[i] * norm6(out + 6 * i);
+        *first += (double)weight[i] * norm6(out + 6 * (n + i));
+    }
+}
+
+// out becomes its own gradient: d||x||/dx = x/||x||, and 0 at 0
+static void norms_backward(float *out, double d_target, double d_first, const float *weight, int n) {
+    for (int i = 0; i < 2 * n; i++) {
+        double norm = norm6(out + 6 * i), d = (i < n ? d_target : d_first) * (double)weight[i % n];
+        for (int k = 0; k < 6; k++) out[6 * i + k] *= norm == 0.0 ? 0.0f : (float)(d / norm);
+    }
+}
+
+// x = scale (x + y), n elements; y may be NULL
+static void scaled_sum(float *x, const float *y, float scale, size_t n) {
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) x[i] = scale * (x[i] + (y ? y[i] : 0.0f));
 }
 
 // 0*x is 0 for a finite x and NaN for infinity and NaN, and a NaN stays in the sum
@@ -1721,34 +1873,7 @@ static void scan_inputs(Model *m, const Stage *st, Sublayer *s, int g, float *a,
     conv1d_silu_forward(a, s->xz, 2 * D, w + p->conv.weight, w + p->conv.bias, g, m->B, m->T, st->P, D, c->d_conv);
     if (compute_x_dbl) matmul_forward(s->x_dbl[g], a, w + p->x_proj, NULL, rows, ld, D);
     matmul(dt, D, s->x_dbl[g], ld, 0, w + p->dt_proj.weight, R, 1, w + p->dt_proj.bias, rows, D, R, 0);
-    #pragma omp parallel for simd schedule(static)
-    for (size_t i = 0; i < (size_t)rows * D; i++) dt[i] = softplus_simd(dt[i]);
-}
-
-// gated = y * SiLU(z) / directions, z the second half of xz's rows
-static void gate_forward(float *gated, const float *y, const float *xz, float scale, int rows, int D) {
-    #pragma omp parallel for schedule(static)
-    for (int r = 0; r < rows; r++) {
-        const float *z = xz + (size_t)r * 2 * D + D, *yr = y + (size_t)r * D; float *o = gated + (size_t)r * D;
-        #pragma omp simd
-        for (int d = 0; d < D; d++) o[d] = scale * yr[d] * silu_simd(z[d]);
-    }
-}
-
-// dy = dgated * SiLU(z) * scale (dy may be dgated); dz = dgated * y * SiLU'(z) * scale, into the second half of dxz's rows
-static void gate_backward(float *dy, float *dxz, const float *dgated, const float *y, const float *xz, float scale, int rows,
-                          int D) {
-    #pragma omp parallel for schedule(static)
-    for (int r = 0; r < rows; r++) {
-        const float *z = xz + (size_t)r * 2 * D + D, *yr = y + (size_t)r * D, *dg = dgated + (size_t)r * D;
-        float *dz = dxz + (size_t)r * 2 * D + D, *d_y = dy + (size_t)r * D;
-        #pragma omp simd
-        for (int d = 0; d < D; d++) {
-            float d_gated = dg[d] * scale;
-            dz[d] = d_gated * yr[d] * silu_grad_simd(z[d]);
-            d_y[d] = d_gated * silu_simd(z[d]);
-        }
-    }
+    softplus_forward(dt, (size_t)rows * D);
 }
 
 static void st_mamba_forward(Model *m, const Stage *st, Sublayer *s, float *out, const float *inp) {
@@ -1794,8 +1919,7 @@ static void st_mamba_backward(Model *m, const Stage *st, Sublayer *s, float *din
         scan_inputs(m, st, s, g, a, dt, 0);
         selective_scan_backward(da, ddt, dx_dbl + R, dx_dbl + R + N, ld, dw + p->A_log, dw + p->D, dy, a, dt, Bt, Ct, ld,
                                 w + p->A_log, w + p->D, s->states[g], g, m->B, m->T, st->P, D, N);
-        #pragma omp parallel for simd schedule(static)
-        for (size_t i = 0; i < n; i++) ddt[i] *= 1.0f - exp_simd(-dt[i]);  // softplus'(v) = sigmoid(v) = 1 - e^-softplus(v)
+        softplus_backward(ddt, dt, n);
         // dt = W_dt delta + b: delta is the first R columns of x_dbl
         matmul(dx_dbl, ld, ddt, D, 0, w + p->dt_proj.weight, R, 0, NULL, rows, R, D, 0);
         matmul(dw + p->dt_proj.weight, R, ddt, D, 1, s->x_dbl[g], ld, 0, NULL, D, R, rows, 1);
@@ -1830,7 +1954,7 @@ static float *sublayer_forward(Model *m, const Stage *st, Sublayer *s, float *x)
     if (!m->planning) {
         uint64_t key = rng_key(m->seed, RNG_DROP_PATH, (uint64_t)m->step);
         uint64_t first = (uint64_t)(s - m->sublayers) << 16;  // numbers for 65536 frames a sublayer
-        for (int f = 0; f < frames && s->drop; f++) s->drop[f] = dropout_factor(key, first + (uint64_t)f, p);
+        if (s->drop) dropout_factors(s->drop, frames, key, first, p);
         norm_forward(m, ln, s->mean, s->rstd, x, s->norm, rows, C);
     }
     if (s->kind == ATTENTION) self_attention_forward(m, st, s, branch, ln);
@@ -1889,18 +2013,9 @@ static void decoder_map(Model *m, float *map, int f, int n) {
         const float *inp = st->out + (size_t)f * st->P * st->C;
         matmul_forward(part[i], inp, m->folded[i], i == 0 ? m->folded_bias : NULL, n * st->P, E, st->C);
     }
-    #pragma omp parallel
-    {
-        float *tmp = malloc_floats((size_t)W * E);
-        #pragma omp for schedule(static)
-        for (int row = 0; row < n * H; row++)
-            for (int i = 1; i < 4; i++) {
-                const Stage *st = &m->stages[i];
-                const float *from = part[i] + (size_t)(row / H) * st->P * E;
-                bilinear_row(map + (size_t)row * W * E, tmp, from, st->H, st->W, H, W, E, row % H, 1);
-            }
-        free(tmp);
-    }
+    int heights[3] = {m->stages[1].H, m->stages[2].H, m->stages[3].H};
+    int widths[3] = {m->stages[1].W, m->stages[2].W, m->stages[3].W};
+    bilinear_add3(map, part[1], part[2], part[3], heights, widths, n, H, W, E);
 }
 
 // the frame behind row j of the logits
@@ -1911,7 +2026,6 @@ static void decoder_forward(Model *m) {
     int E = m->config.decoder_dim, P = m->stages[0].P, frames = m->B * m->T, outputs = logits_frames(m);
     size_t frame = (size_t)P * E, rows = (size_t)frames * P;
     const float *gamma = m->params + m->batch_norm.weight, *beta = m->params + m->batch_norm.bias;
-    float *running_mean = m->buffers + m->running_mean, *running_var = m->buffers + m->running_var;
     float **const of_channels[] = {&m->folded_bias, &m->bn_mean, &m->bn_rstd, &m->bn_scale, &m->bn_shift};
     uint64_t key = rng_key(m->seed, RNG_DROPOUT, (uint64_t)m->step);
     for (int i = 0; i < 4; i++) m->folded[i] = arena_take(&m->kept, (size_t)E * m->stages[i].C);
@@ -1922,24 +2036,18 @@ static void decoder_forward(Model *m) {
     if (!m->planning) decoder_fold(m);
     if (m->training) decoder_map(m, m->map, 0, frames);
     if (!m->planning && m->training) {  // statistics of all frames, though only target frames are supervised
-        batchnorm_statistics(m->bn_mean, m->bn_rstd, m->map, rows, E);  // bn_rstd holds the variance until the loop below
+        batchnorm_statistics(m->bn_mean, m->bn_rstd, m->map, rows, E);  // bn_rstd: the variance, until the next line
         m->batches_tracked++;
     }
-    for (int e = 0; e < E && !m->planning; e++) {
-        float mean = m->training ? m->bn_mean[e] : running_mean[e], var = m->training ? m->bn_rstd[e] : running_var[e];
-        if (m->training) {  // the unbiased variance enters the running one
-            running_mean[e] += 0.1f * (mean - running_mean[e]);
-            running_var[e] += 0.1f * (var * (float)((double)rows / (double)(rows > 1 ? rows - 1 : 1)) - running_var[e]);
-        }
-        m->bn_mean[e] = mean, m->bn_rstd[e] = 1.0f / sqrtf(var + 1e-5f);
-        m->bn_scale[e] = gamma[e] * m->bn_rstd[e], m->bn_shift[e] = beta[e] - mean * m->bn_scale[e];
-    }
+    if (!m->planning)
+        batchnorm_vectors(m->bn_mean, m->bn_rstd, m->bn_scale, m->bn_shift, m->buffers + m->running_mean,
+                          m->buffers + m->running_var, gamma, beta, rows, E, m->training);
     for (int j = 0; j < outputs; j++) {
         int f = logits_frame(m, j);
         if (!m->training) decoder_map(m, m->map, f, 1);
         if (m->planning) continue;
         head_forward(m->low + (size_t)j * P, m->map + (m->training ? f * frame : 0), m->bn_scale, m->bn_shift,
-                     m->params + m->out_weight, m->params[m->out_bias], P, E, key, f * frame,
+                     m->params + m->out_weight, m->params + m->out_bias, P, E, key, f * frame,
                      m->training ? m->dropout : 0.0f);
     }
     if (!m->planning) bilinear_forward(m->logits, m->low, outputs, m->stages[0].H, m->stages[0].W, m->H, m->W, 1, 0);
@@ -1960,7 +2068,7 @@ static void decoder_backward(Model *m, float *const dstage[4], const float *dlog
     m->scratch.used = mark;
     if (m->planning) return;
     bilinear_backward(dlow, dlogits, outputs, H, W, m->H, m->W, 1);
-    for (int e = 0; e < E; e++) dgamma[e] = dbeta[e] = 0.0f;
+    zero_floats(dgamma, (size_t)E); zero_floats(dbeta, (size_t)E);
     for (int j = 0; j < outputs; j++) {
         size_t first = logits_frame(m, j) * frame;
         head_backward_params(g + m->out_weight, g + m->out_bias, dgamma, dbeta, dlow + (size_t)j * P, m->map + first,
@@ -1971,7 +2079,8 @@ static void decoder_backward(Model *m, float *const dstage[4], const float *dlog
         head_backward_map(m->map + f * frame, dl, dgamma, dbeta, m->bn_mean, m->bn_rstd, m->bn_scale, m->bn_shift, w_out,
                           P, E, (double)frames * P, key, f * frame, m->dropout);
     }
-    for (int e = 0; e < E; e++) g[m->batch_norm.weight + e] += dgamma[e], g[m->batch_norm.bias + e] += dbeta[e];
+    residual(g + m->batch_norm.weight, g + m->batch_norm.weight, dgamma, NULL, 1, (size_t)E);
+    residual(g + m->batch_norm.bias, g + m->batch_norm.bias, dbeta, NULL, 1, (size_t)E);
     for (int i = 0; i < 4; i++) {
         const Stage *st = &m->stages[i]; int C = st->C, n = frames * st->P;
         const float *dmap = i == 0 ? m->map : dlow_map, *linear = w + st->linear_c.weight;
@@ -2116,7 +2225,7 @@ static void model_plan(Model *m, int B, int T, int H, int W, int training, int a
     if (training) model_trainable(m);
 }
 
-static void model_zero_grad(Model *m) { memset(m->grads, 0, sizeof(float) * m->num_params); }
+static void model_zero_grad(Model *m) { zero_floats(m->grads, m->num_params); }
 
 // One Adam step with the learning rate lr; PyTorch's default betas and epsilon
 static void model_update(Model *m, double lr) {
@@ -2197,69 +2306,25 @@ typedef struct {  // what affine_forward keeps for affine_backward, n patches in
 
 static const double AFFINE_TARGET = 1.00, AFFINE_FIRST = -0.01;
 
-static int patches_of(int B, int H, int W, int q) { return B * (H / q) * (W / q); }
-
-// where row y of patch i begins in (B, H, W)
-static size_t patch_row(int i, int y, int H, int W, int q) {
-    int rows = H / q, columns = W / q;
-    return ((size_t)(i / (rows * columns)) * H + (size_t)(i / columns % rows) * q + y) * W + (size_t)(i % columns) * q;
-}
-
-static double norm6(const float *x) {
-    double sum = 0;
-    for (int i = 0; i < 6; i++) sum += (double)x[i] * (double)x[i];
-    return sqrt(sum);
-}
-
 // *target, *first: the two means of norms. logits (B, H, W) of the boundary; edge, first_edge (B, H, W) true ones.
 static void affine_forward(double *target, double *first, AffineTerm *a, const float *logits, const float *edge,
                            const float *first_edge, const AffineNet *f, int B, int H, int W) {
     int q = f->q, n = patches_of(B, H, W, q); size_t q2 = (size_t)q * q, N = (size_t)n;
     a->weight = malloc_floats(N), a->inp = malloc_floats(2 * N * 2 * q2), a->out = malloc_floats(2 * N * 6);
     a->h1 = malloc_floats(2 * N * AFFINE_HIDDEN), a->h2 = malloc_floats(2 * N * AFFINE_BOTTLENECK);
-    #pragma omp parallel for schedule(static)
-    for (int i = 0; i < n; i++) {
-        float *of_target = a->inp + i * 2 * q2, *of_first = of_target + N * 2 * q2, on = 0.0f;
-        for (int y = 0; y < q; y++, of_target += q, of_first += q)
-            for (int x = 0; x < q; x++) {
-                size_t pixel = patch_row(i, y, H, W, q) + (size_t)x;
-                of_target[x] = edge[pixel], of_first[x] = first_edge[pixel], on += edge[pixel] + first_edge[pixel];
-                of_target[q2 + x] = of_first[q2 + x] = sigmoid_simd(logits[pixel]);
-            }
-        a->weight[i] = on > 0.0f ? 1.0f : 0.0f;
-    }
-    for (int b = 0; b < B; b++) {
-        float *weight = a->weight + b * (n / B), count = 0.0f;  // count: the clip's N_p
-        for (int i = 0; i < n / B; i++) count += weight[i];
-        for (int i = 0; i < n / B; i++) weight[i] /= (float)B * (count > 0.0f ? count : 1.0f);
-    }
+    patches_forward(a->inp, a->weight, logits, edge, first_edge, B, H, W, q);
     affine_net_forward(a->out, a->h1, a->h2, a->inp, f, 2 * n);
-    *target = *first = 0.0;
-    for (int i = 0; i < n; i++) {
-        *target += (double)a->weight[i] * norm6(a->out + 6 * i);
-        *first += (double)a->weight[i] * norm6(a->out + 6 * (n + i));
-    }
+    norms_forward(target, first, a->out, a->weight, n);
 }
 
-// dlogits (B, H, W) from d_target and d_first, the derivatives of the loss by the two means: d||x||/dx = x/||x||, 0 at 0;
-// through F; and dp/dlogits = p (1 - p). a->out becomes its own gradient.
+// dlogits (B, H, W) from d_target and d_first, the derivatives of the loss by the two means; a->out becomes its own gradient
 static void affine_backward(float *dlogits, double d_target, double d_first, AffineTerm *a, const AffineNet *f, int B, int H,
                             int W) {
-    int q = f->q, n = patches_of(B, H, W, q); size_t q2 = (size_t)q * q;
-    float *dsecond = malloc_floats(2 * (size_t)n * q2);
-    for (int i = 0; i < 2 * n; i++) {
-        float *out = a->out + 6 * i; double norm = norm6(out), d = (i < n ? d_target : d_first) * (double)a->weight[i % n];
-        for (int k = 0; k < 6; k++) out[k] *= norm == 0.0 ? 0.0f : (float)(d / norm);
-    }
+    int n = patches_of(B, H, W, f->q);
+    float *dsecond = malloc_floats(2 * (size_t)n * f->q * f->q);
+    norms_backward(a->out, d_target, d_first, a->weight, n);
     affine_net_backward(dsecond, a->out, a->h1, a->h2, a->inp, f, 2 * n);
-    memset(dlogits, 0, sizeof(float) * (size_t)B * H * W);  // pixels of no patch
-    #pragma omp parallel for schedule(static)
-    for (int i = 0; i < n; i++)
-        for (int y = 0; y < q; y++) {
-            const float *d = dsecond + i * q2 + (size_t)y * q, *p = a->inp + i * 2 * q2 + q2 + (size_t)y * q;
-            float *to = dlogits + patch_row(i, y, H, W, q);
-            for (int x = 0; x < q; x++) to[x] = (d[x] + d[n * q2 + x]) * p[x] * (1.0f - p[x]);
-        }
+    patches_backward(dlogits, dsecond, a->inp, B, H, W, f->q);
     free(dsecond);
 }
 
@@ -2294,8 +2359,7 @@ static Losses loss_and_gradient(float *dlogits, float *dedge, const Model *m, co
             affine_backward(daffine, AFFINE_TARGET, AFFINE_FIRST, &a, f, B, H, W);
             affine_term_free(&a);
         }
-        #pragma omp parallel for simd schedule(static)
-        for (size_t i = 0; i < n; i++) dedge[i] = (float)BOUNDARY_WEIGHT * (dedge[i] + (f ? daffine[i] : 0.0f));
+        scaled_sum(dedge, f ? daffine : NULL, (float)BOUNDARY_WEIGHT, n);
     }
     l.affine = AFFINE_TARGET * l.affine_target + AFFINE_FIRST * l.affine_first;
     l.total = l.seg + BOUNDARY_WEIGHT * (l.edge + l.affine);
