@@ -38,6 +38,7 @@ CONVENTIONS
    Threads share work by fixed pieces, and sums over tokens are made in fixed slices: the number of threads never changes a
    bit of any result. test_vivim.c holds every function to PyTorch's numbers and to finite differences.
 */
+#ifndef VIVIM_GRAPH  // train_vivim.cu includes the model's graph a second time, on operations that run on the GPU
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE  // POSIX (mmap, sigaction, clock_gettime) and madvise
 #endif
@@ -87,15 +88,21 @@ CONVENTIONS
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-static inline int min_int(int a, int b) { return a < b ? a : b; }
-static inline int max_int(int a, int b) { return a > b ? a : b; }
-static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+#ifdef __CUDACC__
+#define HOST_DEVICE __host__ __device__  // kernels of train_vivim.cu call these, too
+#else
+#define HOST_DEVICE
+#endif
+
+HOST_DEVICE static inline int min_int(int a, int b) { return a < b ? a : b; }
+HOST_DEVICE static inline int max_int(int a, int b) { return a > b ? a : b; }
+HOST_DEVICE static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 static void out_of_memory(double bytes) {
     fail("out of memory: %.1f MiB more were wanted; use a smaller --batch, --frames, --size or --config", bytes / 1048576);
 }
 
-// memory that starts on a cache line; free() gives it back
+// memory that starts on a cache line; free() gives it back. The graph (section 12) says free_check: a GPU's is another pair.
 static void *malloc_check(size_t bytes) {
     void *p = aligned_alloc(64, (bytes + 64) / 64 * 64);
     if (p == NULL) out_of_memory((double)bytes);
@@ -103,6 +110,7 @@ static void *malloc_check(size_t bytes) {
 }
 
 static void *calloc_check(size_t count, size_t size) { return memset(malloc_check(count * size), 0, count * size); }
+static void free_check(void *p) { free(p); }
 static float *malloc_floats(size_t n) { return (float *)malloc_check(n * sizeof(float)); }
 static void zero_floats(float *x, size_t n) { memset(x, 0, n * sizeof(float)); }
 
@@ -191,7 +199,7 @@ static void slices_sum(float *partial, size_t n) {
 #ifndef VIVIM_DOUBLE  // dev/double.h has them in double
 // 2^x for x <= 127, relative error 1.7e-7. With k the nearest integer, 2^x = 2^k 2^f, |f| <= 1/2. Adding 1.5*2^23 rounds x
 // to an integer and leaves k in the low bits of the sum; 2^f is a minimax polynomial; k is added to its exponent bits.
-static inline float exp2_simd(float x) {
+HOST_DEVICE static inline float exp2_simd(float x) {
     union { float f; uint32_t bits; } shifted, power;
     x = x < -126.0f ? -126.0f : x;  // written so that NaN passes
     shifted.f = x + 12582912.0f;
@@ -204,7 +212,7 @@ static inline float exp2_simd(float x) {
 
 // e^x = 2^k e^f with f = x - k ln 2, ln 2 in two parts so that f keeps all its digits. x is held within +-60, beyond which
 // sigmoid, softmax, softplus and the normal density are within 1e-26 of their limits: no overflow, no (slow) denormals.
-static inline float exp_simd(float x) {
+HOST_DEVICE static inline float exp_simd(float x) {
     union { float f; uint32_t bits; } shifted, power;
     x = x < -60.0f ? -60.0f : x;
     x = x > 60.0f ? 60.0f : x;
@@ -218,7 +226,7 @@ static inline float exp_simd(float x) {
 }
 
 // log(1 + u) for 0 <= u <= 1, relative error 5e-9 before rounding
-static inline float log1p_simd(float u) {
+HOST_DEVICE static inline float log1p_simd(float u) {
     float p = ((-3.243980824e-03f * u + 1.985126246e-02f) * u - 5.695915876e-02f) * u + 1.060361684e-01f;
     p = ((p * u - 1.530557010e-01f) * u + 1.967593146e-01f) * u - 2.495413213e-01f;
     return (((p * u + 3.332996227e-01f) * u - 4.999990242e-01f) * u + 1.0f) * u;
@@ -226,7 +234,7 @@ static inline float log1p_simd(float u) {
 
 // P(X <= x) of a standard normal = 1 - erfc(x/sqrt 2)/2. For a = |x| the tail is erfc(a/sqrt 2) = 2^(-a Q(a)) with a smooth
 // Q, fitted so that the result is within 2e-8; beyond a = 10 the tail is below 2^-70 and stays there.
-static inline float normal_cdf_simd(float x) {
+HOST_DEVICE static inline float normal_cdf_simd(float x) {
     float a = fabsf(x), q, tail; a = a > 10.0f ? 10.0f : a;
     q = ((2.334923497e-06f * a - 3.373753505e-05f) * a + 1.612926143e-04f) * a + 1.917062060e-04f;
     q = (((q * a - 7.126868233e-03f) * a + 5.253361498e-02f) * a + 4.591982811e-01f) * a + 1.151106042e+00f;
@@ -235,22 +243,22 @@ static inline float normal_cdf_simd(float x) {
 }
 #endif
 
-static inline float sigmoid_simd(float x) { return 1.0f / (1.0f + exp_simd(-x)); }
-static inline float silu_simd(float x) { return x * sigmoid_simd(x); }
+HOST_DEVICE static inline float sigmoid_simd(float x) { return 1.0f / (1.0f + exp_simd(-x)); }
+HOST_DEVICE static inline float silu_simd(float x) { return x * sigmoid_simd(x); }
 // d silu / dx = s (1 + x (1 - s)), s = sigmoid(x)
-static inline float silu_grad_simd(float x) {
+HOST_DEVICE static inline float silu_grad_simd(float x) {
     float s = sigmoid_simd(x);
     return s * (1.0f + x * (1.0f - s));
 }
 // softplus(x) = log(1 + e^x) = max(x, 0) + log(1 + e^-|x|). PyTorch returns x itself above 20, where the two agree to the
 // last bit in float32.
-static inline float softplus_simd(float x) {
+HOST_DEVICE static inline float softplus_simd(float x) {
     float positive = x > 0.0f ? x : 0.0f * x;  // 0*x keeps NaN
     return positive + log1p_simd(exp_simd(-fabsf(x)));
 }
-static inline float gelu_simd(float x) { return x * normal_cdf_simd(x); }
+HOST_DEVICE static inline float gelu_simd(float x) { return x * normal_cdf_simd(x); }
 // d gelu / dx = cdf(x) + x pdf(x)
-static inline float gelu_grad_simd(float x) {
+HOST_DEVICE static inline float gelu_grad_simd(float x) {
     return normal_cdf_simd(x) + x * 0.39894228f * exp_simd(-0.5f * x * x);  // 1/sqrt(2 pi)
 }
 
@@ -274,7 +282,7 @@ static uint64_t rng_key(uint64_t seed, int stream, uint64_t step) {
 }
 
 // the i-th number of a key: 32 random bits from two rounds of 32-bit mixing (cheap to vectorise)
-static inline uint32_t rng_u32(uint64_t key, uint64_t i) {
+HOST_DEVICE static inline uint32_t rng_u32(uint64_t key, uint64_t i) {
     uint32_t x = (uint32_t)i ^ (uint32_t)key;
     x = (x ^ (x >> 16)) * 0x7FEB352Du;
     x = (x ^ (x >> 15)) * 0x846CA68Bu;
@@ -284,7 +292,9 @@ static inline uint32_t rng_u32(uint64_t key, uint64_t i) {
     return x ^ (x >> 15);
 }
 // uniform in [0, 1)
-static inline float rng_uniform(uint64_t key, uint64_t i) { return (float)(rng_u32(key, i) >> 8) * (1.0f / 16777216.0f); }
+HOST_DEVICE static inline float rng_uniform(uint64_t key, uint64_t i) {
+    return (float)(rng_u32(key, i) >> 8) * (1.0f / 16777216.0f);
+}
 static float rng_normal(uint64_t key, uint64_t i) {  // Box-Muller
     double u = ((double)rng_u32(key, 2 * i) + 1.0) / 4294967296.0, v = (double)rng_u32(key, 2 * i + 1) / 4294967296.0;
     return (float)(sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v));
@@ -688,7 +698,7 @@ static void attention_backward(float *dq, float *dk, float *dv, const float *dou
 
 enum { SCAN_FORWARD, SCAN_BACKWARD, SCAN_SPATIAL };
 
-static inline size_t scan_row(int order, int s, int T, int P) {
+HOST_DEVICE static inline size_t scan_row(int order, int s, int T, int P) {
     if (order == SCAN_FORWARD) return (size_t)s;               // frame after frame
     if (order == SCAN_BACKWARD) return (size_t)T * P - 1 - s;  // the same, from the end
     return (size_t)(s % T) * P + s / T;                        // SCAN_SPATIAL: a pixel through all frames, then the next
@@ -817,7 +827,7 @@ static size_t selective_scan_states(int B, int T, int P, int D, int N) {
 }
 
 // where (d, n) stands in an array (blocks, N, 16)
-static inline size_t rate_at(int d, int n, int N) {
+HOST_DEVICE static inline size_t rate_at(int d, int n, int N) {
     return ((size_t)(d / SCAN_LANES) * N + n) * SCAN_LANES + d % SCAN_LANES;
 }
 
@@ -834,7 +844,7 @@ static Scan scan_begin(const float *u, const float *dt, const float *Bt, const f
 }
 
 // the row of position s in clip b; s may lie outside the clip (to prefetch)
-static inline size_t clip_row(const Scan *p, int b, int s) {
+HOST_DEVICE static inline size_t clip_row(const Scan *p, int b, int s) {
     return (size_t)b * p->L + p->row[max_int(0, min_int(s, p->L - 1))];
 }
 
@@ -1062,7 +1072,7 @@ static void gate_backward(float *dy, float *dxz, const float *dgated, const floa
 // F.interpolate(mode="bilinear", align_corners=False): output pixel o reads at (o + 0.5) * in/out - 0.5 of the input.
 
 // the two source pixels and the weight of the second one; positions before the first pixel count as the first
-static void bilinear_taps(int *i0, int *i1, float *w1, int o, int in, int out) {
+HOST_DEVICE static void bilinear_taps(int *i0, int *i1, float *w1, int o, int in, int out) {
     double source = (o + 0.5) * ((double)in / out) - 0.5;
     source = source < 0.0 ? 0.0 : source;
     *i0 = min_int((int)source, in - 1); *i1 = min_int(*i0 + 1, in - 1);
@@ -1171,7 +1181,7 @@ static void batchnorm_statistics(float *mean, float *var, const float *inp, size
 }
 
 // Dropout's factor of one element: 0 or 1/(1-p), from a counter
-static inline float dropout_factor(uint64_t key, uint64_t i, float p) {
+HOST_DEVICE static inline float dropout_factor(uint64_t key, uint64_t i, float p) {
     return rng_uniform(key, i) < p ? 0.0f : 1.0f / (1.0f - p);
 }
 
@@ -1388,7 +1398,7 @@ static void edgeloss_backward(float *dlogits, double on, const float *logits, co
 static int patches_of(int B, int H, int W, int q) { return B * (H / q) * (W / q); }
 
 // where row y of patch i begins in (B, H, W)
-static inline size_t patch_row(int i, int y, int H, int W, int q) {
+HOST_DEVICE static inline size_t patch_row(int i, int y, int H, int W, int q) {
     int rows = H / q, columns = W / q;
     return ((size_t)(i / (rows * columns)) * H + (size_t)(i / columns % rows) * q + y) * W + (size_t)(i % columns) * q;
 }
@@ -1691,14 +1701,6 @@ static void model_allocate(Model *m, uint64_t seed) {
     }
 }
 
-// Makes room for gradients and Adam's moments, once
-static void model_trainable(Model *m) {
-    if (m->grads) return;
-    m->grads = (float *)calloc_check(m->num_params, sizeof(float));
-    m->adam_m = (float *)calloc_check(m->num_params, sizeof(float));
-    m->adam_v = (float *)calloc_check(m->num_params, sizeof(float));
-}
-
 // Builds the tensor table, in the released checkpoints' order, and the parameters
 static void model_init(Model *m, const Config *config, uint64_t seed) {
     const Config *c = &m->config; int E = config->decoder_dim;
@@ -1757,6 +1759,8 @@ static void model_free(Model *m) {
     free(m->sublayers), arena_free(&m->kept), arena_free(&m->scratch);
     memset(m, 0, sizeof *m);
 }
+
+#endif  // VIVIM_GRAPH. From here to the end of section 13 nothing but operations touches a tensor.
 
 // Every sublayer's F below has the same shape: forward(m, st, s, out, inp), backward(m, st, s, dinp, dout, inp), all (rows,
 // C) with rows = B*T*P, inp the layer norm's output. It takes all its memory first; the planning pass ends there.
@@ -2187,6 +2191,14 @@ static void model_backward(Model *m, float *dinput, const float *dlogits, const 
     }
 }
 
+// Makes room for gradients and Adam's moments, once
+static void model_trainable(Model *m) {
+    if (m->grads) return;
+    m->grads = (float *)calloc_check(m->num_params, sizeof(float));
+    m->adam_m = (float *)calloc_check(m->num_params, sizeof(float));
+    m->adam_v = (float *)calloc_check(m->num_params, sizeof(float));
+}
+
 // Sets the sizes of the next batches and measures, in a planning pass through forward (and backward), the memory that they
 // take: m->kept_planned + m->scratch_planned bytes. Fails with one line if the sizes do not fit.
 static void model_measure(Model *m, int B, int T, int H, int W, int training, int all_frames) {
@@ -2241,6 +2253,7 @@ static void model_update(Model *m, double lr) {
 // the true boundary and e' the predicted one, and ||F(e, e')|| is the loss: the prediction is to lie on the truth without
 // being moved. The loss has a gradient for the prediction only, through F.
 
+#ifndef VIVIM_GRAPH
 enum { AFFINE_HIDDEN = 1000, AFFINE_BOTTLENECK = 32 };
 
 typedef struct {
@@ -2263,6 +2276,19 @@ static void affine_free(AffineNet *f) {
     model_free(&f->net);
     f->q = 0;
 }
+
+typedef struct {  // what affine_forward keeps for affine_backward, n patches in the batch
+    float *weight;               // (n) of a patch: 1 / (B N_p), or 0 if it is left out
+    float *inp, *h1, *h2, *out;  // (2n, ...): n pairs with the target's boundary, then n with the first frame's
+} AffineTerm;
+
+static const double AFFINE_TARGET = 1.00, AFFINE_FIRST = -0.01;
+
+// The parts of the loss: total = seg + 0.3 edge + 0.3 affine (eq. 9); edge is L_bce, affine = 1.00 target - 0.01 first
+typedef struct { double total, seg, edge, affine, affine_target, affine_first; } Losses;
+
+static const double BOUNDARY_WEIGHT = 0.3;
+#endif
 
 // out = fc3(relu(fc2(relu(fc1(inp))))): out = theta - I (n, 6); inp (n, 2 q^2) n pairs of patches, the first row after row,
 // then the second; h1 (n, 1000), h2 (n, 32) are kept for backward
@@ -2290,7 +2316,7 @@ static void affine_net_backward(float *dsecond, const float *dout, const float *
         matmul_backward(NULL, g + f->fc2.weight, g + f->fc2.bias, dh2, h1, NULL, n, Z, A);
         matmul_backward(NULL, g + f->fc1.weight, g + f->fc1.bias, dh1, inp, NULL, n, A, inputs);
     }
-    free(dh1); free(dh2);
+    free_check(dh1); free_check(dh2);
 }
 
 // The affine constraint (eq. 8). Target boundary and predicted one, p = sigmoid(logits), are cut into patches of q x q, rows
@@ -2299,13 +2325,6 @@ static void affine_net_backward(float *dsecond, const float *dout, const float *
 //   L_affine = mean over clips of 1/N_p sum_patches (1.00 ||theta^t - I|| - 0.01 ||theta^1 - I||)
 // so that the prediction is pulled to this frame's boundary and, weakly, pushed off the first frame's. A patch without a
 // boundary in either frame is left out of the sum and of its clip's N_p.
-typedef struct {  // what affine_forward keeps for affine_backward, n patches in the batch
-    float *weight;               // (n) of a patch: 1 / (B N_p), or 0 if it is left out
-    float *inp, *h1, *h2, *out;  // (2n, ...): n pairs with the target's boundary, then n with the first frame's
-} AffineTerm;
-
-static const double AFFINE_TARGET = 1.00, AFFINE_FIRST = -0.01;
-
 // *target, *first: the two means of norms. logits (B, H, W) of the boundary; edge, first_edge (B, H, W) true ones.
 static void affine_forward(double *target, double *first, AffineTerm *a, const float *logits, const float *edge,
                            const float *first_edge, const AffineNet *f, int B, int H, int W) {
@@ -2325,17 +2344,12 @@ static void affine_backward(float *dlogits, double d_target, double d_first, Aff
     norms_backward(a->out, d_target, d_first, a->weight, n);
     affine_net_backward(dsecond, a->out, a->h1, a->h2, a->inp, f, 2 * n);
     patches_backward(dlogits, dsecond, a->inp, B, H, W, f->q);
-    free(dsecond);
+    free_check(dsecond);
 }
 
 static void affine_term_free(AffineTerm *a) {
-    free(a->weight), free(a->inp), free(a->h1), free(a->h2), free(a->out);
+    free_check(a->weight), free_check(a->inp), free_check(a->h1), free_check(a->h2), free_check(a->out);
 }
-
-// The parts of the loss: total = seg + 0.3 edge + 0.3 affine (eq. 9); edge is L_bce, affine = 1.00 target - 0.01 first
-typedef struct { double total, seg, edge, affine, affine_target, affine_first; } Losses;
-
-static const double BOUNDARY_WEIGHT = 0.3;
 
 // Loss of the logits of the target frames that model_forward left in m, and its gradients dlogits, dedge (B, H, W; dedge may
 // be NULL without a boundary head). mask, first_mask (B, H, W) of the clips' target and first frames; f == NULL: no affine
@@ -2363,10 +2377,11 @@ static Losses loss_and_gradient(float *dlogits, float *dedge, const Model *m, co
     }
     l.affine = AFFINE_TARGET * l.affine_target + AFFINE_FIRST * l.affine_first;
     l.total = l.seg + BOUNDARY_WEIGHT * (l.edge + l.affine);
-    free(sums); free(work);
+    free_check(sums); free_check(work);
     return l;
 }
 
+#ifndef VIVIM_GRAPH
 // ---------------------------------------------------------------------------------------------------------------------
 // 14 CHECKPOINTS
 //
@@ -2753,3 +2768,4 @@ int train_vivim(int argc, char **argv) {
 #ifndef VIVIM_NO_MAIN
 int main(int argc, char **argv) { return train_vivim(argc, argv); }
 #endif
+#endif  // VIVIM_GRAPH
