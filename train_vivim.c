@@ -84,6 +84,8 @@ CONVENTIONS
 #if defined(__clang__)  // unroll the next loop completely if its trip count is a constant
 #pragma clang diagnostic ignored "-Wpass-failed"  // "loop not unrolled": true of the instances with run-time sizes, expected
 #define UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__NVCC__)  // its host compiler never sees this pragma
+#define UNROLL
 #else
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
@@ -2491,27 +2493,6 @@ static void model_from_options(Model *m, const Options *o) {
     if (o->init[0] && !o->resume) checkpoint_load(m, o->init);
 }
 
-// Refuses batches that would not fit, and says which would
-static void check_memory(Model *m, const Options *o, int B, int T, int H, int W, int training, int all_frames) {
-    const double GiB = 1073741824, machine = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
-    double weights = (double)m->num_params * sizeof(float) * (training ? 4 : 1), needed = 0;
-    double limit = o->memory_limit > 0 ? o->memory_limit * GiB : machine;
-    for (int t = T; t > 0; t = t > 64 ? t * 7 / 8 : t - 1) {
-        model_measure(m, B, t, H, W, training, all_frames);
-        double bytes = weights + (double)m->kept_planned + (double)m->scratch_planned
-                     + sizeof(float) * (double)B * t * H * W * 4;  // the images, and what is made of them
-        if (t == T) needed = bytes;
-        if (bytes > limit && t > 1) continue;
-        if (t < T)
-            fail("a batch of %d x %d frames of %dx%d needs %.2f GiB, and there are %.2f; --frames %d would fit; or use a "
-                 "smaller --batch or --size, or a larger --memory-limit", B, T, H, W, needed / GiB, limit / GiB, t);
-        if (bytes > limit)
-            fail("even a single frame of %dx%d needs %.2f GiB, and there are %.2f; use a smaller --size or --batch", H, W,
-                 bytes / GiB, limit / GiB);
-        return;
-    }
-}
-
 static void map_shard(Shard *shard, const char *path) {
     char err[4608];
     if (shard_open(shard, path, err, sizeof err) != 0)
@@ -2546,6 +2527,40 @@ static Losses train_step(Model *m, const AffineNet *f, const Batch *batch, doubl
     return loss;
 }
 
+// ---- Where the model is computed. All that follows reaches it through these; train_vivim.cu puts a GPU's in their place. The
+// Model of the host stays the one that is saved and loaded.
+static void nothing(Model *m) { (void)m; }
+static double machine_memory(void) { return (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE); }
+
+static struct {
+    void (*plan)(Model *m, int B, int T, int H, int W, int training, int all_frames, int verbose);  // model_plan
+    void (*forward)(Model *m, const float *input);                                       // model_forward; fills m->logits
+    Losses (*step)(Model *m, const AffineNet *f, const Batch *batch, double lr);         // train_step
+    void (*fetch)(Model *m), (*send)(Model *m);  // what training changes: to the host before saving, back after loading
+    double (*memory)(void);                      // bytes that there are
+} device = {model_plan, model_forward, train_step, nothing, nothing, machine_memory};
+
+// Refuses batches that would not fit, and says which would
+static void check_memory(Model *m, const Options *o, int B, int T, int H, int W, int training, int all_frames) {
+    const double GiB = 1073741824;
+    double weights = (double)m->num_params * sizeof(float) * (training ? 4 : 1), needed = 0;
+    double limit = o->memory_limit > 0 ? o->memory_limit * GiB : device.memory();
+    for (int t = T; t > 0; t = t > 64 ? t * 7 / 8 : t - 1) {
+        model_measure(m, B, t, H, W, training, all_frames);
+        double bytes = weights + (double)m->kept_planned + (double)m->scratch_planned
+                     + sizeof(float) * (double)B * t * H * W * 4;  // the images, and what is made of them
+        if (t == T) needed = bytes;
+        if (bytes > limit && t > 1) continue;
+        if (t < T)
+            fail("a batch of %d x %d frames of %dx%d needs %.2f GiB, and there are %.2f; --frames %d would fit; or use a "
+                 "smaller --batch or --size, or a larger --memory-limit", B, T, H, W, needed / GiB, limit / GiB, t);
+        if (bytes > limit)
+            fail("even a single frame of %dx%d needs %.2f GiB, and there are %.2f; use a smaller --size or --batch", H, W,
+                 bytes / GiB, limit / GiB);
+        return;
+    }
+}
+
 static volatile sig_atomic_t stop_requested = 0;  // SIGINT or SIGTERM came
 static void request_stop(int number) { stop_requested = number; }
 
@@ -2561,9 +2576,9 @@ static Metrics evaluate(Model *m, const Shard *shard, int B, int T) {
     for (int f = 0, n = 0; f < shard->frames && !stop_requested; f += n) {
         n = min_int(B, shard->frames - f);
         for (int k = 0; k < n; k++) targets[k] = f + k;
-        model_plan(m, n, T, H, W, 0, 0, 0);
+        device.plan(m, n, T, H, W, 0, 0, 0);
         batch_load(&batch, shard, targets, n, NULL, 0);
-        model_forward(m, batch.input);
+        device.forward(m, batch.input);
         total.loss += n * segloss_forward(weight, sums, m->logits, batch.mask, n, H, W, m->weighted_bce);
         for (size_t k = 0; k < (size_t)n; k++)
             metrics_add(&total, m->logits + k * pixels, 0.0f, batch.mask + k * pixels, pixels);
@@ -2636,9 +2651,10 @@ static void train(const Options *o) {
     printf("config %s, scans %s: %.2f M parameters; %d clips of %d frames a batch, %d steps an epoch\n", m->config.name,
            o->scans, (double)m->num_params / 1e6, B, T, steps);
     check_memory(m, o, B, T, H, W, 1, 0);
-    model_plan(m, B, T, H, W, 1, 0, 1);
+    device.plan(m, B, T, H, W, 1, 0, 1);
     if (o->resume) {
         resume_load(m, resume_path, &p, o);
+        device.send(m);
         printf("%s: goes on after %d epochs and %d steps\n", resume_path, p.epoch, p.step);
     }
     batch_init(&batch, B, T, H, W);
@@ -2657,18 +2673,21 @@ static void train(const Options *o) {
         int epoch = p.epoch;
         double lr = cosine_lr(o->lr, epoch, o->epochs), dice = -1.0, epoch_start = seconds(), shown = epoch_start;
         shuffle(order, training.frames, m->seed, epoch);
-        model_plan(m, B, T, H, W, 1, 0, 0);
+        device.plan(m, B, T, H, W, 1, 0, 0);
         while (p.step < steps && !stop_requested) {
             uint64_t key = rng_key(m->seed, RNG_AUGMENT, (uint64_t)m->step);
             batch_load(&batch, &training, order + (size_t)p.step * B, B, &augment, key);
-            Losses l = train_step(m, f, &batch, lr);
+            Losses l = device.step(m, f, &batch, lr);
             if (!isfinite(l.total)) not_a_number(log, "loss, a gradient or a batch norm statistic", m->step + 1, epoch,
                                                  last_path);
             p.sum.total += l.total, p.sum.seg += l.seg, p.sum.edge += l.edge, p.sum.affine += l.affine;
             p.step++, clips_done += B;
             fprintf(log, "train %d %lld %.8g %.6f %.6f %.6f %.6f\n", epoch + 1, (long long)m->step, lr, l.total, l.seg,
                     l.edge, l.affine);
-            if (o->save_every && m->step % o->save_every == 0) save_state(m, resume_path, &p, o, log, log_path);
+            if (o->save_every && m->step % o->save_every == 0) {
+                device.fetch(m);
+                save_state(m, resume_path, &p, o, log, log_path);
+            }
             if (seconds() - shown > (tty ? 0.2 : 30.0)) {
                 shown = seconds();
                 printf("%sepoch %d/%d  step %d/%d  loss %.4f  %.1f clips/s%s", tty ? "\r" : "", epoch + 1, o->epochs,
@@ -2694,11 +2713,13 @@ static void train(const Options *o) {
                 dice = v.mean[METRICS_DICE];
                 if (dice > p.best) {
                     p.best = dice, p.best_epoch = epoch + 1;
+                    device.fetch(m);
                     checkpoint_save(m, best_path, p.best_epoch, p.best, T, H, W);
                 }
             }
         }
         if (!stop_requested) p.epoch++, p.step = 0, memset(&p.sum, 0, sizeof p.sum);
+        device.fetch(m);
         checkpoint_save(m, last_path, p.epoch, dice, T, H, W);
         save_state(m, resume_path, &p, o, log, log_path);
         if (stop_requested) {
@@ -2712,6 +2733,7 @@ static void train(const Options *o) {
     }
     fclose(log);  // everything in it was flushed
     checkpoint_load(m, best_path);
+    device.send(m);
     write_pictures(m, &validation, T, picture_path);
     printf("wrote %s, %s, %s (true outline green, predicted red)\n", best_path, log_path, picture_path);
     printf("best val Dice %.4f at epoch %d, total %.0f s\n", p.best, p.best_epoch, seconds() - start);

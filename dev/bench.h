@@ -44,11 +44,11 @@ static void bench(const Options *o) {
     for (size_t i = 0; i < (size_t)T * size * size * 3; i++) batch.input[i] = 4.0f * rng_uniform(1, i) - 2.0f;
     for (size_t i = 0; i < (size_t)size * size; i++) batch.mask[i] = i % (size_t)size > (size_t)size / 2 ? 1.0f : 0.0f;
     printf("%s, one clip of %d frames of %dx%d, %d threads, medians of %d\n", m->config.name, T, size, size, threads, RUNS);
-    model_plan(m, 1, T, size, size, 0, 1, 1);
-    model_forward(m, batch.input);
+    device.plan(m, 1, T, size, size, 0, 1, 1);
+    device.forward(m, batch.input);
     for (int i = 0; i < RUNS; i++) {
         times[i] = seconds();
-        model_forward(m, batch.input);
+        device.forward(m, batch.input);
         times[i] = seconds() - times[i];
     }
     qsort(times, RUNS, sizeof times[0], compare_doubles);
@@ -57,11 +57,11 @@ static void bench(const Options *o) {
     double gflop = model_flops(m) / 1e9;
     printf("forward, evaluation   %9.1f ms  %7.1f GFLOP  %6.1f GFLOP/s  peak %.0f MB\n", forward_ms, gflop, gflop / forward_ms * 1e3, forward_mb);
     fflush(stdout);
-    model_plan(m, 1, T, size, size, 1, 0, 1);
-    train_step(m, NULL, &batch, 1e-4);
+    device.plan(m, 1, T, size, size, 1, 0, 1);
+    device.step(m, NULL, &batch, 1e-4);
     for (int i = 0; i < RUNS; i++) {
         times[i] = seconds();
-        train_step(m, NULL, &batch, 1e-4);
+        device.step(m, NULL, &batch, 1e-4);
         times[i] = seconds() - times[i];
     }
     qsort(times, RUNS, sizeof times[0], compare_doubles);

@@ -24,9 +24,9 @@ static void predict_centred(Model *m, const Shard *shard, int video, int B, int 
     for (int f = shard->first_frame[video], n = 0; f < end; f += n) {
         n = min_int(B, end - f);
         for (int k = 0; k < n; k++) targets[k] = f + k;
-        model_plan(m, n, T, H, W, 0, 0, 0);
+        device.plan(m, n, T, H, W, 0, 0, 0);
         batch_load(&batch, shard, targets, n, NULL, 0);
-        model_forward(m, batch.input);
+        device.forward(m, batch.input);
         for (int k = 0; k < n; k++) {
             probabilities(m->logits + k * pixels, pixels, shard, f + k);
             visit(context, f + k, m->logits + k * pixels);
@@ -44,11 +44,11 @@ static void predict_strided(Model *m, const Shard *shard, int video, int T, int 
     float *sum = (float *)calloc_check((size_t)T * pixels, sizeof(float));  // of the frames from `first` on
     int *count = (int *)calloc_check((size_t)T, sizeof(int));               // how many clips are in it
     Batch batch; batch_init(&batch, 1, T, H, W);
-    model_plan(m, 1, T, H, W, 0, 1, 0);
+    device.plan(m, 1, T, H, W, 0, 1, 0);
     for (int first = 0, done; first < n; first += done) {
         int target = begin + first + T / 2;
         batch_load(&batch, shard, &target, 1, NULL, 0);
-        model_forward(m, batch.input);
+        device.forward(m, batch.input);
         probabilities(m->logits, T * pixels, shard, target);
         #pragma omp parallel for simd schedule(static)
         for (size_t i = 0; i < T * pixels; i++) sum[i] += m->logits[i];
@@ -164,11 +164,11 @@ static void write_pictures(Model *m, const Shard *shard, int T, const char *path
     Overlay sheet;
     if (overlay_open(&sheet, ceil_div(videos, columns), columns, H, W) != 0) out_of_memory((double)sheet.H * sheet.W * 3);
     batch_init(&batch, 1, T, H, W);
-    model_plan(m, 1, T, H, W, 0, 0, 0);
+    device.plan(m, 1, T, H, W, 0, 0, 0);
     for (int v = 0; v < videos; v++) {
         int frame = shard->first_frame[v] + (shard->first_frame[v + 1] - shard->first_frame[v]) / 2;
         batch_load(&batch, shard, &frame, 1, NULL, 0);
-        model_forward(m, batch.input);
+        device.forward(m, batch.input);
         for (size_t i = 0; i < pixels; i++) masks[i] = m->logits[i] > 0.0f, masks[pixels + i] = batch.mask[i] > 0.5f;
         overlay_add(&sheet, v, shard_frame(shard, frame), masks, masks + pixels);
     }
