@@ -202,6 +202,9 @@ static void slices_sum(float *partial, size_t n) {
 // 2^x for x <= 127, relative error 1.7e-7. With k the nearest integer, 2^x = 2^k 2^f, |f| <= 1/2. Adding 1.5*2^23 rounds x
 // to an integer and leaves k in the low bits of the sum; 2^f is a minimax polynomial; k is added to its exponent bits.
 HOST_DEVICE static inline float exp2_simd(float x) {
+#ifdef __CUDA_ARCH__
+    return exp2f(x);  // the bits of NaN are others there
+#else
     union { float f; uint32_t bits; } shifted, power;
     x = x < -126.0f ? -126.0f : x;  // written so that NaN passes
     shifted.f = x + 12582912.0f;
@@ -210,11 +213,15 @@ HOST_DEVICE static inline float exp2_simd(float x) {
     power.f = (p * f + 6.9314698e-1f) * f + 1.0f;
     power.bits += shifted.bits << 23;
     return power.f;
+#endif
 }
 
 // e^x = 2^k e^f with f = x - k ln 2, ln 2 in two parts so that f keeps all its digits. x is held within +-60, beyond which
 // sigmoid, softmax, softplus and the normal density are within 1e-26 of their limits: no overflow, no (slow) denormals.
 HOST_DEVICE static inline float exp_simd(float x) {
+#ifdef __CUDA_ARCH__
+    return expf(x);
+#else
     union { float f; uint32_t bits; } shifted, power;
     x = x < -60.0f ? -60.0f : x;
     x = x > 60.0f ? 60.0f : x;
@@ -225,6 +232,7 @@ HOST_DEVICE static inline float exp_simd(float x) {
     power.f = ((p * f + 4.999999208e-01f) * f + 1.0f) * f + 1.0f;
     power.bits += shifted.bits << 23;
     return power.f;
+#endif
 }
 
 // log(1 + u) for 0 <= u <= 1, relative error 5e-9 before rounding
