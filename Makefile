@@ -32,7 +32,28 @@ TESTS  = test_vivim test_vivim_double dev/test_metrics
 PREPRO = prepro/phantom prepro/frames prepro/affine prepro/overlay
 DEV    = dev/evaluate dev/report
 
-.PHONY: help prepro dev data test clean
+# CUDA: nvcc from PATH, $CUDA_HOME or /usr/local/cuda. Compiled for this machine's GPU, or, where there is none, for all from sm_80
+# on that this nvcc knows, with PTX for later ones. CUDA_ARCH="90 100" chooses.
+NVCC = $(or $(shell command -v nvcc 2>/dev/null),$(wildcard $(CUDA_HOME)/bin/nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
+GPU_ARCH   = $(sort $(subst .,,$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -x '[0-9]*\.[0-9]')))
+KNOWN_ARCH = $(filter-out 2% 3% 5% 6% 7%,$(subst sm_,,$(shell $(NVCC) --list-gpu-code 2>/dev/null | grep -x 'sm_[0-9]*')))
+PLAIN_ARCH = $(filter 80 90 100 120,$(KNOWN_ARCH))
+NVCC_ARCH  = $(or $(CUDA_ARCH),$(GPU_ARCH),$(PLAIN_ARCH))
+NVCC_FLAGS = -std=c++17 -O3 -diag-suppress 177 $(foreach a,$(NVCC_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) \
+             -gencode arch=compute_$(lastword $(NVCC_ARCH)),code=compute_$(lastword $(NVCC_ARCH)) \
+             -Xcompiler -Wall,-Wno-unused-function,-Wno-unknown-pragmas $(if $(findstring -fopenmp,$(CFLAGS)),-Xcompiler -fopenmp) \
+             $(if $(findstring -march=native,$(CFLAGS)),-Xcompiler -march=native) -Xcompiler -ffp-contract=fast -Xcompiler -fno-math-errno
+NVCC_LIBS  = -lcublas
+NO_NVCC    = the CUDA Toolkit is needed, and nvcc is not in PATH, $$CUDA_HOME/bin or /usr/local/cuda/bin (set CUDA_HOME)
+
+# The same without a GPU: dev/cudaemu.h runs the kernels on the CPU, under the sanitizers, in three orders of blocks, warps and lanes
+EMU_FLAGS  = -std=c++17 -g -O1 -Wall -Wno-unused-function -Wno-unknown-pragmas -Wno-sign-compare -fsanitize=address,undefined \
+             -fno-sanitize-recover=all -include dev/cudaemu.h -I. -Ibuild -MMD -MP
+EMU_ORDERS = forward reverse 7
+# left out, for they take minutes: trajectory, ten steps, plan, the trained network, b0 and b3
+EMU_TESTS  = op golden drop model.hash ^golden.trajectory ^model.hash_b0 ^model.hash_b3
+
+.PHONY: help prepro dev data test test_emu clean
 help:
 	@echo "compiler: $(CC)$(if $(findstring -fopenmp,$(CFLAGS)),, - without OpenMP, one thread only: install libgomp or libomp)"
 	@echo "images:   $(if $(HAVE_IMAGES),libjpeg and libpng found,libjpeg or libpng missing, so no prepro/frames: $(IMAGE_HINT))"
@@ -42,7 +63,9 @@ help:
 	@echo "                   prepro/affine (a shard -> the network of the affine constraint), prepro/overlay (predictions -> pictures)"
 	@echo "make dev           dev/evaluate (predictions -> scores in all protocols), dev/report (a run -> one HTML page)"
 	@echo "make data          the synthetic clips and their network alone: $(DATA)"
-	@echo "make test          build and run all tests"
+	@echo "make train_vivimcu test_vivimcu   the program on an NVIDIA GPU, and its tests: $(if $(NVCC),$(NVCC) for sm_$(NVCC_ARCH),$(NO_NVCC))"
+	@echo "make test_emu      the same tests without a GPU: its kernels on the CPU, slowly, under sanitizers"
+	@echo "make test          build and run all tests that need no GPU"
 	@echo "make clean         remove what was built, but not data/ and out/"
 
 train_vivim: train_vivim.c | $(DATA)
@@ -54,6 +77,24 @@ test_vivim: test_vivim.c
 # the same source with every float a double: finite differences, and golden numbers to more digits
 test_vivim_double: test_vivim.c
 	$(CC) $(CFLAGS) -DVIVIM_DOUBLE $< -o $@ $(LDLIBS)
+
+train_vivimcu: train_vivim.cu | $(DATA)
+	$(if $(NVCC),,$(error $(NO_NVCC)))
+	$(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d -MT $@ $< -o $@ $(NVCC_LIBS)
+
+test_vivimcu: test_vivim.c
+	$(if $(NVCC),,$(error $(NO_NVCC)))
+	$(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d -MT $@ -DVIVIM_CUDA -x cu $< -o $@ $(NVCC_LIBS)
+
+build/train_vivim_emu.cpp: train_vivim.cu dev/cudaemu.sed
+	@mkdir -p build
+	sed -f dev/cudaemu.sed $< > $@
+
+train_vivim_emu: build/train_vivim_emu.cpp dev/cudaemu.h | $(DATA)
+	$(CXX) $(EMU_FLAGS) $< -o $@
+
+test_vivim_emu: test_vivim.c build/train_vivim_emu.cpp dev/cudaemu.h
+	$(CXX) $(EMU_FLAGS) -DVIVIM_CUDA -x c++ $< -o $@
 
 prepro/phantom: prepro/phantom.c
 	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
@@ -113,7 +154,13 @@ test: $(TESTS) train_vivim prepro dev data
 	dev/test_pictures.sh
 	dev/test_evaluate.sh
 
+test_emu: export ASAN_OPTIONS = detect_leaks=0
+test_emu: test_vivim_emu
+	dev/test_cudaemu.sh
+	for order in $(EMU_ORDERS); do echo "order: $$order"; CUDAEMU_ORDER=$$order ./test_vivim_emu $(EMU_TESTS) || exit 1; done
+
 clean:
+	rm -rf build train_vivim_emu test_vivim_emu train_vivimcu test_vivimcu
 	rm -f train_vivim $(TESTS) $(PREPRO) $(DEV) *.d prepro/*.d dev/*.d
 
 -include $(wildcard *.d prepro/*.d dev/*.d)

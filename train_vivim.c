@@ -1449,7 +1449,7 @@ static void patches_backward(float *dlogits, const float *dsecond, const float *
         }
 }
 
-static double norm6(const float *x) {
+HOST_DEVICE static double norm6(const float *x) {
     double sum = 0;
     for (int i = 0; i < 6; i++) sum += (double)x[i] * (double)x[i];
     return sqrt(sum);
@@ -2391,6 +2391,25 @@ static Losses loss_and_gradient(float *dlogits, float *dedge, const Model *m, co
     return l;
 }
 
+// One training step; returns the losses. input (B, T, H, W, 3), mask, first_mask (B, H, W) as loss_and_gradient takes them. The
+// total is NaN if it, a gradient or a running statistic (an infinite variance makes a finite loss) is not finite: then no
+// parameter is updated.
+static Losses train_step(Model *m, const AffineNet *f, const float *input, const float *mask, const float *first_mask,
+                         double lr) {
+    size_t pixels = (size_t)m->B * m->H * m->W;
+    float *dlogits = malloc_floats(pixels), *dedge = malloc_floats(pixels);
+    model_forward(m, input);
+    Losses loss = loss_and_gradient(dlogits, dedge, m, f, mask, first_mask);
+    if (isfinite(loss.total)) {
+        model_zero_grad(m);
+        model_backward(m, NULL, dlogits, dedge, input);
+        if (all_finite(m->grads, m->num_params) && all_finite(m->buffers, m->num_buffers)) model_update(m, lr);
+        else loss.total = (double)NAN;
+    }
+    free_check(dedge); free_check(dlogits);
+    return loss;
+}
+
 #ifndef VIVIM_GRAPH
 // ---------------------------------------------------------------------------------------------------------------------
 // 14 CHECKPOINTS
@@ -2518,23 +2537,6 @@ static void open_shard(Shard *shard, const char *path, const Options *o) {
              o->size, o->size, o->size);
 }
 
-// One training step on a loaded batch; returns the losses. The total is NaN if it, a gradient or a running statistic (an
-// infinite variance makes a finite loss) is not finite: then no parameter is updated.
-static Losses train_step(Model *m, const AffineNet *f, const Batch *batch, double lr) {
-    size_t pixels = (size_t)m->B * m->H * m->W;
-    float *dlogits = malloc_floats(pixels), *dedge = malloc_floats(pixels);
-    model_forward(m, batch->input);
-    Losses loss = loss_and_gradient(dlogits, dedge, m, f, batch->mask, batch->first_mask);
-    if (isfinite(loss.total)) {
-        model_zero_grad(m);
-        model_backward(m, NULL, dlogits, dedge, batch->input);
-        if (all_finite(m->grads, m->num_params) && all_finite(m->buffers, m->num_buffers)) model_update(m, lr);
-        else loss.total = (double)NAN;
-    }
-    free(dedge); free(dlogits);
-    return loss;
-}
-
 // ---- Where the model is computed. All that follows reaches it through these; train_vivim.cu puts a GPU's in their place. The
 // Model of the host stays the one that is saved and loaded.
 static void nothing(Model *m) { (void)m; }
@@ -2543,7 +2545,8 @@ static double machine_memory(void) { return (double)sysconf(_SC_PHYS_PAGES) * (d
 static struct {
     void (*plan)(Model *m, int B, int T, int H, int W, int training, int all_frames, int verbose);  // model_plan
     void (*forward)(Model *m, const float *input);                                       // model_forward; fills m->logits
-    Losses (*step)(Model *m, const AffineNet *f, const Batch *batch, double lr);         // train_step
+    Losses (*step)(Model *m, const AffineNet *f, const float *input, const float *mask, const float *first_mask,
+                   double lr);                   // train_step
     void (*fetch)(Model *m), (*send)(Model *m);  // what training changes: to the host before saving, back after loading
     double (*memory)(void);                      // bytes that there are
 } device = {model_plan, model_forward, train_step, nothing, nothing, machine_memory};
@@ -2685,7 +2688,7 @@ static void train(const Options *o) {
         while (p.step < steps && !stop_requested) {
             uint64_t key = rng_key(m->seed, RNG_AUGMENT, (uint64_t)m->step);
             batch_load(&batch, &training, order + (size_t)p.step * B, B, &augment, key);
-            Losses l = device.step(m, f, &batch, lr);
+            Losses l = device.step(m, f, batch.input, batch.mask, batch.first_mask, lr);
             if (!isfinite(l.total)) not_a_number(log, "loss, a gradient or a batch norm statistic", m->step + 1, epoch,
                                                  last_path);
             p.sum.total += l.total, p.sum.seg += l.seg, p.sum.edge += l.edge, p.sum.affine += l.affine;

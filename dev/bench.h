@@ -58,10 +58,10 @@ static void bench(const Options *o) {
     printf("forward, evaluation   %9.1f ms  %7.1f GFLOP  %6.1f GFLOP/s  peak %.0f MB\n", forward_ms, gflop, gflop / forward_ms * 1e3, forward_mb);
     fflush(stdout);
     device.plan(m, 1, T, size, size, 1, 0, 1);
-    device.step(m, NULL, &batch, 1e-4);
+    device.step(m, NULL, batch.input, batch.mask, batch.first_mask, 1e-4);
     for (int i = 0; i < RUNS; i++) {
         times[i] = seconds();
-        device.step(m, NULL, &batch, 1e-4);
+        device.step(m, NULL, batch.input, batch.mask, batch.first_mask, 1e-4);
         times[i] = seconds() - times[i];
     }
     qsort(times, RUNS, sizeof times[0], compare_doubles);

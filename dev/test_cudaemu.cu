@@ -1,0 +1,205 @@
+// test_cudaemu.cu: does dev/cudaemu.h find what it says it finds? Small kernels, right ones and such with a planted bug;
+// dev/test_cudaemu.sh builds this file under the emulation, runs it once per case and order and looks at what comes.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <math.h>
+#include <cuda_runtime.h>
+#include <cublas_v2.h>
+
+enum { N = 1000, BLOCK = 256 };
+
+// out[i] = 2 inp[i]; `slack` elements too many
+static __global__ void twice_kernel(float *out, const float *inp, int n, int slack) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n + slack) out[i] = 2 * (i < n ? inp[i] : 0);
+}
+
+// out[block] = sum of the block's row, through dynamic shared memory; without the barrier in the loop, or `past` numbers off
+template <int BARRIER> static __global__ void row_sums_kernel(float *out, const float *inp, int n, int past) {
+    extern __shared__ float partial[];
+    float sum = 0;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) sum += inp[(size_t)blockIdx.x * n + i];
+    partial[threadIdx.x + past] = sum;
+    __syncthreads();
+    for (int k = blockDim.x / 2; k > 0; k /= 2) {
+        if (threadIdx.x < k) partial[threadIdx.x] += partial[threadIdx.x + k];
+        if (BARRIER) __syncthreads();
+    }
+    if (threadIdx.x == 0) out[blockIdx.x] = partial[0];
+}
+
+// the same with warp shuffles and static shared memory, of which `used` numbers are read
+template <int ROOM> static __global__ void warp_sums_kernel(float *out, const float *inp, int n, int used) {
+    __shared__ float warps[ROOM];
+    float sum = 0;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) sum += inp[(size_t)blockIdx.x * n + i];
+    for (int k = 16; k > 0; k /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, k);
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = sum;
+    __syncthreads();
+    if (threadIdx.x >= 32) return;
+    sum = threadIdx.x < used ? warps[threadIdx.x] : 0;
+    for (int k = 4; k > 0; k /= 2) sum += __shfl_down_sync(0xffffffffu, sum, k);
+    if (threadIdx.x == 0) out[blockIdx.x] = sum;
+}
+
+static __global__ void divergent_kernel(float *out) {
+    if (threadIdx.x < 40) __syncthreads();
+    out[threadIdx.x] = 1;
+}
+
+static __global__ void two_barriers_kernel(float *out) {
+    if (threadIdx.x < 32) __syncthreads();
+    else __syncthreads();
+    out[threadIdx.x] = 1;
+}
+
+static __global__ void exited_lane_kernel(float *out) {
+    if (threadIdx.x % 32 > 20) return;
+    out[threadIdx.x] = __shfl_down_sync(0xffffffffu, 1.0f, 1);
+}
+
+static __global__ void deadlock_kernel(float *out) {
+    out[threadIdx.x] = __shfl_sync(threadIdx.x < 16 ? 0x1ffffu : 0xffffffffu, 1.0f, 0);
+}
+
+// a block reads what the block before it writes
+static __global__ void block_race_kernel(float *out) {
+    if (threadIdx.x == 0) out[blockIdx.x + 1] = out[blockIdx.x] + 1;
+}
+
+// threads of a warp read what others write
+static __global__ void lane_race_kernel(float *out) {
+    out[threadIdx.x + 1] = out[threadIdx.x] + 1;
+}
+
+static float *device_floats(int n, const float *host) {
+    float *p;
+    if (cudaMalloc(&p, n * sizeof(float)) != cudaSuccess) exit(1);
+    if (host) cudaMemcpy(p, host, n * sizeof(float), cudaMemcpyHostToDevice);
+    return p;
+}
+
+// all n numbers on the device are `value`
+static int all_are(const float *device, int n, float value) {
+    float *host = (float *)malloc(n * sizeof(float));
+    int good = 1;
+    cudaMemcpy(host, device, n * sizeof(float), cudaMemcpyDeviceToHost);
+    for (int i = 0; i < n; i++) good &= host[i] == value;
+    free(host);
+    return good;
+}
+
+static int sgemm(int transA, int transB, int room, int batch) {
+    enum { M = 5, K = 70, COLUMNS = 3 };       // C (M,COLUMNS), all column-major, alpha = 2, beta = 1
+    float A[M * K], B[K * COLUMNS], C[M * COLUMNS], one = 1, two = 2, worst = 0;
+    for (int i = 0; i < M * K; i++) A[i] = sinf(i);
+    for (int i = 0; i < K * COLUMNS; i++) B[i] = cosf(i);
+    for (int i = 0; i < M * COLUMNS; i++) C[i] = i;
+    float *a = device_floats(M * K, A), *b = device_floats(K * COLUMNS, B), *c = device_floats(room, NULL);
+    cudaMemcpy(c, C, room * sizeof(float), cudaMemcpyHostToDevice);
+    cublasHandle_t handle;
+    cublasCreate(&handle);
+    cublasOperation_t opA = transA ? CUBLAS_OP_T : CUBLAS_OP_N, opB = transB ? CUBLAS_OP_T : CUBLAS_OP_N;
+    cublasSgemmStridedBatched(handle, opA, opB, M, COLUMNS, K, &two, a, transA ? K : M, 0, b, transB ? COLUMNS : K, 0,
+                              &one, c, M, 0, batch);
+    cudaMemcpy(C, c, sizeof C, cudaMemcpyDeviceToHost);
+    for (int j = 0; j < COLUMNS; j++) for (int i = 0; i < M; i++) {
+        double sum = 0;
+        for (int k = 0; k < K; k++) sum += (double)A[transA ? i * K + k : k * M + i] * B[transB ? k * COLUMNS + j : j * K + k];
+        worst = fmaxf(worst, fabsf((float)(C[j * M + i] - (j * M + i + 2 * sum))));
+    }
+    cudaFree(a), cudaFree(b), cudaFree(c);
+    return worst < 1e-5f;
+}
+
+int main(int argc, char **argv) {
+    const char *name = argc > 1 ? argv[1] : "";
+    float host[N], *inp, *out, *managed;
+    int right = 0;
+    for (int i = 0; i < N; i++) host[i] = 1;
+    inp = device_floats(N, host);
+    out = device_floats(N, strcmp(name, "unwritten") == 0 ? NULL : host);
+    cudaMallocManaged(&managed, N * sizeof(float));
+    for (int i = 0; i < N; i++) managed[i] = 3;
+    if (strcmp(name, "twice") == 0) {
+        twice_kernel<<<(N + BLOCK - 1) / BLOCK, BLOCK>>>(out, inp, N, 0);
+        right = all_are(out, N, 2);
+    } else if (strcmp(name, "global_past") == 0) {
+        twice_kernel<<<(N + BLOCK - 1) / BLOCK, BLOCK>>>(out, inp, N, 1);
+    } else if (strcmp(name, "unwritten") == 0) {
+        twice_kernel<<<1, BLOCK>>>(out, inp, BLOCK, 0);
+        right = all_are(out, N, 2);
+    } else if (strcmp(name, "row_sums") == 0) {
+        row_sums_kernel<1><<<10, 64, 64 * sizeof(float)>>>(out, inp, 100, 0);
+        right = all_are(out, 10, 100);
+    } else if (strcmp(name, "missing_barrier") == 0) {
+        row_sums_kernel<0><<<10, 64, 64 * sizeof(float)>>>(out, inp, 100, 0);
+        right = all_are(out, 10, 100);
+    } else if (strcmp(name, "shared_past") == 0) {
+        row_sums_kernel<1><<<10, 64, 64 * sizeof(float)>>>(out, inp, 100, 1);
+    } else if (strcmp(name, "warp_sums") == 0) {
+        warp_sums_kernel<8><<<10, BLOCK>>>(out, inp, 100, 8);
+        right = all_are(out, 10, 100);
+    } else if (strcmp(name, "static_shared_past") == 0) {
+        warp_sums_kernel<7><<<10, BLOCK>>>(out, inp, 100, 8);
+    } else if (strcmp(name, "shared_unwritten") == 0) {
+        warp_sums_kernel<8><<<10, BLOCK>>>(out, inp, 100, 8);
+        warp_sums_kernel<8><<<10, 128>>>(out, inp, 100, 8);
+        right = all_are(out, 10, 100);
+    } else if (strcmp(name, "divergent_barrier") == 0) {
+        divergent_kernel<<<1, 64>>>(out);
+    } else if (strcmp(name, "different_barriers") == 0) {
+        two_barriers_kernel<<<1, 64>>>(out);
+    } else if (strcmp(name, "exited_lane") == 0) {
+        exited_lane_kernel<<<1, 64>>>(out);
+    } else if (strcmp(name, "deadlock") == 0) {
+        deadlock_kernel<<<1, 32>>>(out);
+    } else if (strcmp(name, "block_race") == 0) {
+        block_race_kernel<<<10, 32>>>(out);
+        cudaMemcpy(host, out, 11 * sizeof(float), cudaMemcpyDeviceToHost);
+        right = host[10] == 11;
+    } else if (strcmp(name, "lane_race") == 0) {
+        lane_race_kernel<<<1, 32>>>(out);
+        cudaMemcpy(host, out, 33 * sizeof(float), cudaMemcpyDeviceToHost);
+        right = host[32] == 2;
+    } else if (strcmp(name, "host_touches_device") == 0) {
+        printf("%f\n", (double)out[0]);
+    } else if (strcmp(name, "managed") == 0) {
+        twice_kernel<<<(N + BLOCK - 1) / BLOCK, BLOCK>>>(managed, inp, N, 0);
+        cudaDeviceSynchronize();
+        right = managed[0] == 2 && managed[N - 1] == 2;
+    } else if (strcmp(name, "managed_too_early") == 0) {
+        twice_kernel<<<(N + BLOCK - 1) / BLOCK, BLOCK>>>(out, inp, N, 0);
+        printf("%f\n", (double)managed[0]);
+    } else if (strcmp(name, "too_many_threads") == 0) {
+        twice_kernel<<<1, 1056>>>(out, inp, N, 0);
+    } else if (strcmp(name, "empty_grid") == 0) {
+        twice_kernel<<<0, 32>>>(out, inp, N, 0);
+    } else if (strcmp(name, "much_shared") == 0) {
+        cudaFuncSetAttribute(row_sums_kernel<1>, cudaFuncAttributeMaxDynamicSharedMemorySize, 50000);
+        row_sums_kernel<1><<<10, 64, 50000>>>(out, inp, 100, 0);
+        right = all_are(out, 10, 100);
+    } else if (strcmp(name, "too_much_shared") == 0) {
+        row_sums_kernel<1><<<10, 64, 50000>>>(out, inp, 100, 0);
+    } else if (strcmp(name, "copy_kind") == 0) {
+        cudaMemcpy(out, host, sizeof host, cudaMemcpyDeviceToHost);
+    } else if (strcmp(name, "copy_past") == 0) {
+        cudaMemcpy(out, inp, (N + 1) * sizeof(float), cudaMemcpyDeviceToDevice);
+    } else if (strcmp(name, "free_twice") == 0) {
+        cudaFree(out), cudaFree(out);
+    } else if (strcmp(name, "use_after_free") == 0) {
+        cudaFree(inp);
+        twice_kernel<<<1, BLOCK>>>(out, inp, BLOCK, 0);
+    } else if (strcmp(name, "sgemm") == 0) {
+        right = sgemm(0, 0, 15, 1) && sgemm(0, 1, 15, 1) && sgemm(1, 0, 15, 1) && sgemm(1, 1, 15, 1);
+    } else if (strcmp(name, "sgemm_past") == 0) {
+        right = sgemm(0, 0, 14, 1);
+    } else {
+        fprintf(stderr, "test_cudaemu: no case \"%s\"\n", name);
+        return 2;
+    }
+    cudaDeviceSynchronize();
+    printf("%s\n", right ? "right" : "wrong");
+    return 0;
+}

@@ -1,0 +1,2201 @@
+/*
+train_vivim.cu: Vivim on an NVIDIA GPU. Needs the CUDA Toolkit (cudart, cuBLAS) and nothing else.
+
+This file includes train_vivim.c: the training loop, options, data, checkpoints and metrics exist once, there. It adds
+  1 memory, streams, errors                5 batch norm and the head      9 attention
+  2 building blocks of kernels             6 losses, Adam                10 causal conv, selective scan
+  3 layer norm, elementwise                7 matmul: cuBLAS              11 the graph of train_vivim.c, compiled again
+  4 bilinear upsampling                    8 convolutions                12 the model on the device, main
+For every operation X of train_vivim.c there is X_cuda here, with the same arguments and the same meaning; tensors are device
+memory, scalars are not. Then dev/cuda_names.h lets the plain names mean these, and the graph - the lines of train_vivim.c that
+say which operation follows which - is compiled a second time. test_vivim.c, compiled with -DVIVIM_CUDA, does the same: every
+test of an operation or of a whole model is a test of this file, too.
+
+Build and run:  make train_vivimcu && ./train_vivimcu      (--help lists every option; they are train_vivim's)
+No GPU:         make train_vivim_emu runs the same kernels on the CPU (dev/cudaemu.h): slow, for tests
+
+CONVENTIONS
+   Sums are made in an order that sizes alone decide, without atomics: the same input gives the same bits.
+   Neighbouring threads work on neighbouring channels. Single precision; no fast-math, as in train_vivim.c.
+*/
+#define VIVIM_NO_MAIN
+#ifndef VIVIM_PROGRAM
+#define VIVIM_PROGRAM "train_vivimcu"
+#endif
+#include "train_vivim.c"
+#include <cuda_runtime.h>
+#include <cublas_v2.h>
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 1 MEMORY, STREAMS, ERRORS
+
+#define cudaCheck(call) cuda_check((call), __FILE__, __LINE__)
+#define cublasCheck(call) cublas_check((call), __FILE__, __LINE__)
+
+static void cuda_check(cudaError_t error, const char *file, int line) {
+    if (error != cudaSuccess) fail("%s:%d: CUDA: %s", file, line, cudaGetErrorString(error));
+}
+
+static void cublas_check(cublasStatus_t status, const char *file, int line) {
+    if (status != CUBLAS_STATUS_SUCCESS) fail("%s:%d: cuBLAS: status %d", file, line, (int)status);
+}
+
+static cudaStream_t stream_cuda;  // all work is done in this one, in order
+static cublasHandle_t cublas_cuda;
+
+// Finds a GPU that can be used, makes the stream and cuBLAS's handle; once
+static void start_cuda(void) {
+    int devices = 0;
+    if (cublas_cuda) return;
+    cudaError_t error = cudaGetDeviceCount(&devices);
+    if (error != cudaSuccess || devices == 0)
+        fail("no NVIDIA GPU can be used: %s; check the driver with nvidia-smi, or use ./train_vivim, which needs none",
+             error != cudaSuccess ? cudaGetErrorString(error) : "none found");
+    cudaCheck(cudaSetDevice(0));
+    cudaCheck(cudaStreamCreate(&stream_cuda));
+    cublasCheck(cublasCreate(&cublas_cuda));
+    cublasCheck(cublasSetStream(cublas_cuda, stream_cuda));
+}
+
+// Memory of the device, in the stream's order: what is given back may be taken again at once, for work that comes later
+static void *malloc_check_cuda(size_t bytes) {
+    void *p = NULL;
+    cudaError_t error = cudaMallocAsync(&p, bytes ? bytes : 1, stream_cuda);
+    if (error == cudaErrorMemoryAllocation)
+        fail("out of GPU memory: %.1f MiB more were wanted; use a smaller --batch, --frames, --size or --config",
+             (double)bytes / 1048576);
+    cudaCheck(error);
+    return p;
+}
+
+static void free_check_cuda(void *p) {
+    if (p) cudaCheck(cudaFreeAsync(p, stream_cuda));
+}
+
+static float *malloc_floats_cuda(size_t n) { return (float *)malloc_check_cuda(n * sizeof(float)); }
+
+static void *calloc_check_cuda(size_t count, size_t size) {
+    void *p = malloc_check_cuda(count * size);
+    cudaCheck(cudaMemsetAsync(p, 0, count * size, stream_cuda));
+    return p;
+}
+
+static void zero_floats_cuda(float *x, size_t n) {
+    if (n) cudaCheck(cudaMemsetAsync(x, 0, n * sizeof(float), stream_cuda));
+}
+
+static void arena_free_cuda(Arena *arena) {
+    if (arena->base) ASAN_UNPOISON_MEMORY_REGION(arena->base, arena->size);
+    free_check_cuda(arena->base);
+    memset(arena, 0, sizeof *arena);
+}
+
+static void arena_reserve_cuda(Arena *arena, size_t size) {
+    if (arena->base == NULL || arena->size < size) {
+        arena_free_cuda(arena);
+        arena->base = (char *)malloc_check_cuda(size), arena->size = size;
+    }
+    ASAN_UNPOISON_MEMORY_REGION(arena->base, arena->size);
+    arena->used = arena->peak = 0;
+}
+
+// Waits until the device has done all it was told
+static void settle_cuda(void) { cudaCheck(cudaStreamSynchronize(stream_cuda)); }
+
+static void to_device(void *to, const void *from, size_t bytes) {
+    if (bytes) cudaCheck(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_cuda));
+}
+
+static void to_host(void *to, const void *from, size_t bytes) {
+    if (bytes) cudaCheck(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_cuda));
+    settle_cuda();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 2 BUILDING BLOCKS OF THE KERNELS BELOW
+//
+// Activations are channels-last, so neighbouring threads take neighbouring channels, four each: one 16-byte access. Sums
+// over rows are made in two steps, partial sums of many blocks, then their sum in a fixed order: no atomics, and the same
+// input gives the same bits.
+
+enum { BLOCK = 256, MAX_SLICES = 512 };
+
+static unsigned blocks_for(size_t n, size_t per_block) { return (unsigned)((n + per_block - 1) / per_block); }
+
+// v = x[i .. i+3], zeros from n on; one access where the address allows it
+__device__ static void load4(float v[4], const float *x, size_t i, size_t n) {
+    if (i + 4 <= n && (uintptr_t)(x + i) % 16 == 0) {
+        float4 f = *(const float4 *)(x + i);
+        v[0] = f.x, v[1] = f.y, v[2] = f.z, v[3] = f.w;
+    } else
+        for (int k = 0; k < 4; k++) v[k] = i + k < n ? x[i + k] : 0.0f;
+}
+
+// x[i .. i+3] = v, nothing from n on
+__device__ static void store4(float *x, const float v[4], size_t i, size_t n) {
+    if (i + 4 <= n && (uintptr_t)(x + i) % 16 == 0)
+        *(float4 *)(x + i) = make_float4(v[0], v[1], v[2], v[3]);
+    else
+        for (int k = 0; k < 4 && i + k < n; k++) x[i + k] = v[k];
+}
+
+// Elementwise kernels: a thread takes four of n elements, the grid is blocks_for(n, 4 * BLOCK).
+__device__ static size_t first_of_four(void) { return 4 * ((size_t)blockIdx.x * blockDim.x + threadIdx.x); }
+
+// Kernels over rows of C floats: blocks of (lanes, rows), lanes 1 .. 32 threads of a warp share a row.
+static dim3 row_block(int C) {
+    int lanes = 1;
+    while (lanes < 32 && 4 * lanes < C) lanes *= 2;
+    return dim3((unsigned)lanes, (unsigned)(BLOCK / lanes));
+}
+__device__ static int row_of_thread(void) { return (int)(blockIdx.x * blockDim.y + threadIdx.y); }
+
+// the sum over a row's lanes, in all of them; every thread of the warp calls it
+__device__ static float sum_over_lanes(float x) {
+    for (int o = (int)blockDim.x / 2; o > 0; o /= 2) x += __shfl_xor_sync(0xffffffffu, x, o);
+    return x;
+}
+
+// the sum over a block of one dimension, in every thread; every thread calls it
+__device__ static double sum_over_block(double x) {
+    __shared__ double of_warp[32];
+    double sum = 0.0;
+    for (int o = 16; o > 0; o /= 2) x += __shfl_xor_sync(0xffffffffu, x, o);
+    __syncthreads();  // until here of_warp may be read for the sum before
+    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
+    __syncthreads();
+    for (int w = 0; w < (int)blockDim.x / 32; w++) sum += of_warp[w];
+    return sum;
+}
+
+// the sum over threadIdx.y of a block (32, at most 32), in the threads with threadIdx.y = 0; every thread calls it
+__device__ static float sum_over_y(float x) {
+    __shared__ float of_thread[32][32];
+    float sum = 0.0f;
+    __syncthreads();
+    of_thread[threadIdx.y][threadIdx.x] = x;
+    __syncthreads();
+    for (int y = 0; y < (int)blockDim.y && threadIdx.y == 0; y++) sum += of_thread[y][threadIdx.x];
+    return sum;
+}
+
+// Second step: a (N) [+]= sum over slices of partial (slices, groups, N) / divisor for group 0; b, c for groups 1 and 2
+__global__ static void finish_sums_kernel(float *a, float *b, float *c, const float *partial, int slices, int N, float divisor,
+                                          int accumulate) {
+    float *out = blockIdx.y == 0 ? a : blockIdx.y == 1 ? b : c, sum = 0.0f;
+    int j = (int)(blockIdx.x * 32 + threadIdx.x);
+    for (int s = (int)threadIdx.y; s < slices && j < N; s += (int)blockDim.y)
+        sum += partial[((size_t)s * gridDim.y + blockIdx.y) * N + j];
+    sum = sum_over_y(sum) / divisor;
+    if (threadIdx.y == 0 && j < N) out[j] = (accumulate ? out[j] : 0.0f) + sum;
+}
+
+static void finish_sums(float *a, float *b, float *c, const float *partial, int slices, int N, float divisor, int accumulate) {
+    dim3 grid((unsigned)ceil_div(N, 32), c ? 3 : b ? 2 : 1);
+    finish_sums_kernel<<<grid, dim3(32, 32), 0, stream_cuda>>>(a, b, c, partial, slices, N, divisor, accumulate);
+    cudaCheck(cudaGetLastError());
+}
+
+// First step, for sums over rows of (rows, N): blocks of (32 columns, 8 rows), grid (columns, slices of the rows)
+static dim3 slice_grid(int rows, int N) {
+    int columns = ceil_div(N, 32), enough = min_int(256, max_int(1, 2048 / columns));
+    return dim3((unsigned)columns, (unsigned)min_int(ceil_div(rows, 64), enough));
+}
+__device__ static int slice_begin(int rows, unsigned slice) { return (int)((int64_t)rows * slice / gridDim.y); }
+
+// partial (slices, N): sums of x (M, N) or, with mean (N), of (x - mean)^2
+__global__ static void column_sums_kernel(float *partial, const float *x, const float *mean, int M, int N) {
+    int j = (int)(blockIdx.x * 32 + threadIdx.x), end = j < N ? slice_begin(M, blockIdx.y + 1) : 0;
+    float sum = 0.0f, m = mean && j < N ? mean[j] : 0.0f;
+    #pragma unroll 4
+    for (int i = slice_begin(M, blockIdx.y) + (int)threadIdx.y; i < end; i += 8) {
+        float d = x[(size_t)i * N + j] - m;
+        sum += mean ? d * d : d;
+    }
+    sum = sum_over_y(sum);
+    if (threadIdx.y == 0 && j < N) partial[(size_t)blockIdx.y * N + j] = sum;
+}
+
+// sums (N) [+]= column sums / divisor
+static void column_sums(float *sums, const float *x, const float *mean, int M, int N, float divisor, int accumulate) {
+    if (M == 0 || N == 0) return;
+    dim3 grid = slice_grid(M, N);
+    float *partial = malloc_floats_cuda((size_t)grid.y * N);
+    column_sums_kernel<<<grid, dim3(32, 8), 0, stream_cuda>>>(partial, x, mean, M, N);
+    cudaCheck(cudaGetLastError());
+    finish_sums(sums, nullptr, nullptr, partial, (int)grid.y, N, divisor, accumulate);
+    free_check_cuda(partial);
+}
+
+// sums (N) += column sums of x (M, N)
+static void add_column_sums_cuda(float *sums, const float *x, int M, int N) { column_sums(sums, x, nullptr, M, N, 1.0f, 1); }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 3 LAYER NORM, GELU, RELU, RESIDUAL; SOFTPLUS AND GATE OF ST-MAMBA
+
+// out = (inp - mean) rstd weight + bias; out, inp (rows, C), mean, rstd (rows), weight, bias (C). A row is read three times,
+// all but the first from the cache next to the arithmetic.
+__global__ static void layernorm_forward_kernel(float *out, float *mean, float *rstd, const float *inp, const float *weight,
+                                                const float *bias, int rows, int C) {
+    int r = row_of_thread(), begin = 4 * (int)threadIdx.x, step = 4 * (int)blockDim.x;
+    int end = r < rows ? C : 0;  // behind the last row nothing is done but the shuffles
+    const float *x_r = inp + (size_t)r * C;
+    float x[4], w[4], b[4], o[4], sum = 0.0f, var = 0.0f, m, s;
+    for (int c = begin; c < end; c += step) {
+        load4(x, x_r, c, C);
+        sum += (x[0] + x[1]) + (x[2] + x[3]);
+    }
+    m = sum_over_lanes(sum) / (float)C;
+    for (int c = begin; c < end; c += step) {
+        load4(x, x_r, c, C);
+        for (int k = 0; k < 4; k++) var += c + k < C ? (x[k] - m) * (x[k] - m) : 0.0f;
+    }
+    s = 1.0f / sqrtf(sum_over_lanes(var) / (float)C + 1e-5f);
+    for (int c = begin; c < end; c += step) {
+        load4(x, x_r, c, C); load4(w, weight, c, C); load4(b, bias, c, C);
+        for (int k = 0; k < 4; k++) o[k] = (x[k] - m) * s * w[k] + b[k];
+        store4(out + (size_t)r * C, o, c, C);
+    }
+    if (r < rows && threadIdx.x == 0) mean[r] = m, rstd[r] = s;
+}
+
+static void layernorm_forward_cuda(float *out, float *mean, float *rstd, const float *inp, const float *weight,
+                                   const float *bias, int rows, int C) {
+    if (rows == 0) return;
+    dim3 block = row_block(C);
+    unsigned grid = blocks_for((size_t)rows, block.y);
+    layernorm_forward_kernel<<<grid, block, 0, stream_cuda>>>(out, mean, rstd, inp, weight, bias, rows, C);
+    cudaCheck(cudaGetLastError());
+}
+
+// With n = (inp - mean) rstd and dn = dout * weight:  dinp = dresidual + rstd (dn - mean_c(dn) - n mean_c(dn n)), and
+// partial (blocks, {dweight, dbias}, C) = a block's sums of dout n and of dout. Every row of threads sums in floats of its
+// own in shared memory, channel 4 q + k at k * ceil(C/4) + q: neighbouring threads touch neighbouring floats.
+__global__ static void layernorm_backward_kernel(float *dinp, float *partial, const float *dout, const float *dresidual,
+                                                 const float *inp, const float *weight, const float *mean, const float *rstd,
+                                                 int rows, int C) {
+    extern __shared__ float layernorm_sums[];  // (rows at a time, {dweight, dbias}, 4, ceil(C/4))
+    int quads = ceil_div(C, 4), at_a_time = (int)blockDim.y, thread = (int)(threadIdx.y * blockDim.x + threadIdx.x);
+    int threads = (int)(blockDim.x * blockDim.y);
+    float *dw = layernorm_sums + (size_t)threadIdx.y * 8 * quads, *db = dw + 4 * quads;
+    for (int i = thread; i < at_a_time * 8 * quads; i += threads) layernorm_sums[i] = 0.0f;
+    __syncthreads();
+    for (int first = (int)blockIdx.x * at_a_time; first < rows; first += (int)gridDim.x * at_a_time) {
+        int r = min_int(first + (int)threadIdx.y, rows - 1), end = first + (int)threadIdx.y < rows ? quads : 0;
+        const float *x_r = inp + (size_t)r * C, *dy_r = dout + (size_t)r * C;
+        float x[4], dy[4], w[4], m = mean[r], s = rstd[r], dn_mean = 0.0f, dn_n_mean = 0.0f;
+        for (int q = (int)threadIdx.x; q < end; q += (int)blockDim.x) {
+            load4(x, x_r, 4 * q, C); load4(dy, dy_r, 4 * q, C); load4(w, weight, 4 * q, C);
+            for (int k = 0; k < 4; k++) {
+                float n = (x[k] - m) * s, dn = dy[k] * w[k];
+                dn_mean += dn; dn_n_mean += dn * n;
+                dw[k * quads + q] += dy[k] * n; db[k * quads + q] += dy[k];
+            }
+        }
+        dn_mean = sum_over_lanes(dn_mean) / (float)C, dn_n_mean = sum_over_lanes(dn_n_mean) / (float)C;
+        for (int q = (int)threadIdx.x; q < end; q += (int)blockDim.x) {
+            float dx[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+            load4(x, x_r, 4 * q, C); load4(dy, dy_r, 4 * q, C); load4(w, weight, 4 * q, C);
+            if (dresidual) load4(dx, dresidual + (size_t)r * C, 4 * q, C);
+            for (int k = 0; k < 4; k++) dx[k] += s * (dy[k] * w[k] - dn_mean - (x[k] - m) * s * dn_n_mean);
+            store4(dinp + (size_t)r * C, dx, 4 * q, C);
+        }
+    }
+    __syncthreads();
+    for (int i = thread; i < 2 * C; i += threads) {
+        int group = i / C, c = i % C; float sum = 0.0f;
+        for (int y = 0; y < at_a_time; y++) sum += layernorm_sums[((size_t)y * 8 + 4 * group + c % 4) * quads + c / 4];
+        partial[(size_t)blockIdx.x * 2 * C + i] = sum;
+    }
+}
+
+static void layernorm_backward_cuda(float *dinp, float *dweight, float *dbias, const float *dout, const float *dresidual,
+                                    const float *inp, const float *weight, const float *mean, const float *rstd, int rows,
+                                    int C) {
+    if (rows == 0) return;
+    dim3 block = row_block(C);
+    size_t row = (size_t)8 * ceil_div(C, 4) * sizeof(float);  // shared memory of a row: no more than 32 KiB of a block
+    while (block.x * block.y > 32 && row * block.y > 32768) block.y /= 2;
+    unsigned grid = (unsigned)min_int((int)blocks_for((size_t)rows, block.y), MAX_SLICES);
+    float *partial = malloc_floats_cuda((size_t)grid * 2 * C);
+    layernorm_backward_kernel<<<grid, block, row * block.y, stream_cuda>>>(dinp, partial, dout, dresidual, inp, weight, mean,
+                                                                           rstd, rows, C);
+    cudaCheck(cudaGetLastError());
+    finish_sums(dweight, dbias, nullptr, partial, (int)grid, C, 1.0f, 1);
+    free_check_cuda(partial);
+}
+
+// Elementwise operations of n floats: out = op(a), or op(a, b) for the backward ones, a = dout, b what forward left. out may
+// be a or b; NaN stays: 0*a where one would write 0.
+enum { GELU, GELU_BACKWARD, RELU, RELU_BACKWARD, SOFTPLUS, SOFTPLUS_BACKWARD };
+
+template <int OP> __global__ static void elementwise_kernel(float *out, const float *a, const float *b, size_t n) {
+    size_t i = first_of_four(); float x[4], y[4];
+    load4(x, a, i, n);
+    if (b) load4(y, b, i, n);
+    for (int k = 0; k < 4; k++) {
+        if (OP == GELU) x[k] = gelu_simd(x[k]);
+        if (OP == GELU_BACKWARD) x[k] *= gelu_grad_simd(y[k]);
+        if (OP == RELU) x[k] = x[k] > 0.0f ? x[k] : 0.0f * x[k];
+        if (OP == RELU_BACKWARD) x[k] = y[k] > 0.0f ? x[k] : 0.0f * x[k];
+        if (OP == SOFTPLUS) x[k] = softplus_simd(x[k]);
+        if (OP == SOFTPLUS_BACKWARD) x[k] *= 1.0f - exp_simd(-y[k]);
+    }
+    store4(out, x, i, n);
+}
+
+template <int OP> static void elementwise(float *out, const float *a, const float *b, size_t n) {
+    if (n == 0) return;
+    elementwise_kernel<OP><<<blocks_for(n, 4 * BLOCK), BLOCK, 0, stream_cuda>>>(out, a, b, n);
+    cudaCheck(cudaGetLastError());
+}
+
+static void gelu_forward_cuda(float *out, const float *inp, size_t n) { elementwise<GELU>(out, inp, nullptr, n); }
+static void gelu_backward_cuda(float *dinp, const float *dout, const float *inp, size_t n) {
+    elementwise<GELU_BACKWARD>(dinp, dout, inp, n);
+}
+static void relu_forward_cuda(float *x, size_t n) { elementwise<RELU>(x, x, nullptr, n); }
+static void relu_backward_cuda(float *dx, const float *y, size_t n) { elementwise<RELU_BACKWARD>(dx, dx, y, n); }
+
+// out = x + scale * branch, all (frames, n), scale (frames); x == NULL: 0, scale == NULL: 1
+__global__ static void residual_kernel(float *out, const float *x, const float *branch, const float *scale, int frames,
+                                       size_t n) {
+    for (int f = (int)blockIdx.y; f < frames; f += (int)gridDim.y) {
+        size_t i = first_of_four(), frame = f * n; float v[4] = {0.0f, 0.0f, 0.0f, 0.0f}, b[4], s = scale ? scale[f] : 1.0f;
+        if (x) load4(v, x + frame, i, n);
+        load4(b, branch + frame, i, n);
+        for (int k = 0; k < 4; k++) v[k] += s * b[k];
+        store4(out + frame, v, i, n);
+    }
+}
+
+static void residual_cuda(float *out, const float *x, const float *branch, const float *scale, int frames, size_t n) {
+    if (frames == 0 || n == 0) return;
+    dim3 grid(blocks_for(n, 4 * BLOCK), (unsigned)min_int(frames, 65535));
+    residual_kernel<<<grid, BLOCK, 0, stream_cuda>>>(out, x, branch, scale, frames, n);
+    cudaCheck(cudaGetLastError());
+}
+
+// ---- Softplus and gate of ST-Mamba
+
+static void softplus_forward_cuda(float *x, size_t n) { elementwise<SOFTPLUS>(x, x, nullptr, n); }
+static void softplus_backward_cuda(float *dx, const float *y, size_t n) { elementwise<SOFTPLUS_BACKWARD>(dx, dx, y, n); }
+
+// gated (rows, D) = scale * y * SiLU(z), y (rows, D), z the second half of xz's rows (rows, 2D)
+__global__ static void gate_forward_kernel(float *gated, const float *y, const float *xz, float scale, int rows, int D) {
+    int r = row_of_thread(); size_t row = (size_t)r * D;
+    for (int d = 4 * (int)threadIdx.x; d < D && r < rows; d += 4 * (int)blockDim.x) {
+        float v[4], z[4];
+        load4(v, y + row, d, D); load4(z, xz + 2 * row + D, d, D);
+        for (int k = 0; k < 4; k++) v[k] = scale * v[k] * silu_simd(z[k]);
+        store4(gated + row, v, d, D);
+    }
+}
+
+static void gate_forward_cuda(float *gated, const float *y, const float *xz, float scale, int rows, int D) {
+    if (rows == 0) return;
+    dim3 block = row_block(D);
+    gate_forward_kernel<<<blocks_for((size_t)rows, block.y), block, 0, stream_cuda>>>(gated, y, xz, scale, rows, D);
+    cudaCheck(cudaGetLastError());
+}
+
+// dy = dgated * SiLU(z) * scale (dy may be dgated); dz = dgated * y * SiLU'(z) * scale, into the second half of dxz's rows
+__global__ static void gate_backward_kernel(float *dy, float *dxz, const float *dgated, const float *y, const float *xz,
+                                            float scale, int rows, int D) {
+    int r = row_of_thread(); size_t row = (size_t)r * D;
+    for (int d = 4 * (int)threadIdx.x; d < D && r < rows; d += 4 * (int)blockDim.x) {
+        float dg[4], v[4], z[4], dz[4];
+        load4(dg, dgated + row, d, D); load4(v, y + row, d, D); load4(z, xz + 2 * row + D, d, D);
+        for (int k = 0; k < 4; k++) {
+            dg[k] *= scale;
+            dz[k] = dg[k] * v[k] * silu_grad_simd(z[k]);
+            dg[k] *= silu_simd(z[k]);
+        }
+        store4(dxz + 2 * row + D, dz, d, D); store4(dy + row, dg, d, D);
+    }
+}
+
+static void gate_backward_cuda(float *dy, float *dxz, const float *dgated, const float *y, const float *xz, float scale,
+                               int rows, int D) {
+    if (rows == 0) return;
+    dim3 block = row_block(D);
+    unsigned grid = blocks_for((size_t)rows, block.y);
+    gate_backward_kernel<<<grid, block, 0, stream_cuda>>>(dy, dxz, dgated, y, xz, scale, rows, D);
+    cudaCheck(cudaGetLastError());
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 4 BILINEAR UPSAMPLING: blocks of (lanes of a pixel, neighbouring pixels of a row), grid (rows of all frames, pieces of a row)
+
+static dim3 pixel_grid(int rows, int W, dim3 block) { return dim3((unsigned)rows, blocks_for((size_t)W, block.y)); }
+
+// o += bilinear mix of channels c .. c+3 of inp (H, W, C), at output pixel (oy, ox) of (OH, OW)
+__device__ static void add_bilinear(float o[4], const float *inp, int H, int W, int OH, int OW, int C, int oy, int ox, int c) {
+    int y0, y1, x0, x1; float wy, wx, a0[4], a1[4], b0[4], b1[4];
+    bilinear_taps(&y0, &y1, &wy, oy, H, OH);
+    bilinear_taps(&x0, &x1, &wx, ox, W, OW);
+    load4(a0, inp + ((size_t)y0 * W + x0) * C, c, C); load4(a1, inp + ((size_t)y1 * W + x0) * C, c, C);
+    load4(b0, inp + ((size_t)y0 * W + x1) * C, c, C); load4(b1, inp + ((size_t)y1 * W + x1) * C, c, C);
+    for (int k = 0; k < 4; k++) {
+        float a = (1.0f - wy) * a0[k] + wy * a1[k], b = (1.0f - wy) * b0[k] + wy * b1[k];
+        o[k] = o[k] + (1.0f - wx) * a + wx * b;
+    }
+}
+
+typedef struct { const float *inp[3]; int heights[3], widths[3]; } Maps;
+
+// out (N, OH, OW, C) [+]= COUNT maps (N, heights[i], widths[i], C), each upsampled: out is read and written once
+template <int COUNT>
+__global__ static void bilinear_forward_kernel(float *out, Maps maps, int OH, int OW, int C, int accumulate) {
+    int n = (int)blockIdx.x / OH, oy = (int)blockIdx.x % OH, ox = (int)(blockIdx.y * blockDim.y + threadIdx.y);
+    float *to = out + ((size_t)blockIdx.x * OW + ox) * C;
+    for (int c = 4 * (int)threadIdx.x; c < C && ox < OW; c += 4 * (int)blockDim.x) {
+        float o[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        if (accumulate) load4(o, to, c, C);
+        #pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            int H = maps.heights[i], W = maps.widths[i];
+            add_bilinear(o, maps.inp[i] + (size_t)n * H * W * C, H, W, OH, OW, C, oy, ox, c);
+        }
+        store4(to, o, c, C);
+    }
+}
+
+static void bilinear_forward_cuda(float *out, const float *inp, int N, int H, int W, int OH, int OW, int C, int accumulate) {
+    if (N == 0) return;
+    Maps maps = {{inp, nullptr, nullptr}, {H, 0, 0}, {W, 0, 0}};
+    dim3 block = row_block(C), grid = pixel_grid(N * OH, OW, block);
+    bilinear_forward_kernel<1><<<grid, block, 0, stream_cuda>>>(out, maps, OH, OW, C, accumulate);
+    cudaCheck(cudaGetLastError());
+}
+
+static void bilinear_add3_cuda(float *out, const float *a, const float *b, const float *c, const int heights[3],
+                               const int widths[3], int N, int OH, int OW, int C) {
+    if (N == 0) return;
+    Maps maps = {{a, b, c}, {heights[0], heights[1], heights[2]}, {widths[0], widths[1], widths[2]}};
+    dim3 block = row_block(C), grid = pixel_grid(N * OH, OW, block);
+    bilinear_forward_kernel<3><<<grid, block, 0, stream_cuda>>>(out, maps, OH, OW, C, 1);
+    cudaCheck(cudaGetLastError());
+}
+
+// the weight with which output o reads input i (0: it does not), along one axis
+__device__ static float bilinear_weight(int o, int i, int in, int out) {
+    int i0, i1; float w1;
+    bilinear_taps(&i0, &i1, &w1, o, in, out);
+    return (i0 == i ? 1.0f - w1 : 0.0f) + (i1 == i ? w1 : 0.0f);
+}
+
+// the outputs that may read input i: first and last, one too many rather than one too few
+__device__ static void bilinear_readers(int *first, int *last, int i, int in, int out) {
+    float scale = (float)out / (float)in;
+    *first = max_int(0, (int)floorf(((float)i - 0.5f) * scale - 0.5f) - 1);
+    *last = min_int(out - 1, (int)ceilf(((float)i + 1.5f) * scale - 0.5f) + 1);
+}
+
+// The transpose: dinp (N, H, W, C), every input pixel gathers from the output pixels that read it. blockIdx.z: channels
+__global__ static void bilinear_backward_kernel(float *dinp, const float *dout, int H, int W, int OH, int OW, int C) {
+    int n = (int)blockIdx.x / H, y = (int)blockIdx.x % H, x = (int)(blockIdx.y * blockDim.y + threadIdx.y);
+    int c = 4 * (int)(blockIdx.z * blockDim.x + threadIdx.x), first_y, last_y, first_x, last_x;
+    float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f}, d[4];
+    if (x >= W || c >= C) return;
+    bilinear_readers(&first_y, &last_y, y, H, OH);
+    bilinear_readers(&first_x, &last_x, x, W, OW);
+    for (int oy = first_y; oy <= last_y; oy++) {
+        float wy = bilinear_weight(oy, y, H, OH);
+        const float *row = dout + ((size_t)n * OH + oy) * OW * C;
+        for (int ox = first_x; ox <= last_x && wy != 0.0f; ox++) {
+            float w = wy * bilinear_weight(ox, x, W, OW);
+            if (w == 0.0f) continue;
+            load4(d, row + (size_t)ox * C, c, C);
+            for (int k = 0; k < 4; k++) sum[k] += w * d[k];
+        }
+    }
+    store4(dinp + ((size_t)blockIdx.x * W + x) * C, sum, c, C);
+}
+
+static void bilinear_backward_cuda(float *dinp, const float *dout, int N, int H, int W, int OH, int OW, int C) {
+    if (N == 0) return;
+    dim3 block = row_block(C), grid = pixel_grid(N * H, W, block);
+    grid.z = blocks_for((size_t)C, 4 * block.x);
+    bilinear_backward_kernel<<<grid, block, 0, stream_cuda>>>(dinp, dout, H, W, OH, OW, C);
+    cudaCheck(cudaGetLastError());
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 5 BATCH NORM AND THE SEGMENTATION HEAD
+
+// mean and biased variance (C) of inp (rows, C): the mean first, then the squares of the differences from it
+static void batchnorm_statistics_cuda(float *mean, float *var, const float *inp, size_t rows, int C) {
+    column_sums(mean, inp, nullptr, (int)rows, C, (float)rows, 0);
+    column_sums(var, inp, mean, (int)rows, C, (float)rows, 0);
+}
+
+__global__ static void batchnorm_vectors_kernel(float *mean, float *rstd, float *scale, float *shift, float *running_mean,
+                                                float *running_var, const float *gamma, const float *beta, float unbiased,
+                                                int E, int training) {
+    int e = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    if (e >= E) return;
+    float m = training ? mean[e] : running_mean[e], var = training ? rstd[e] : running_var[e];
+    if (training) {
+        running_mean[e] += 0.1f * (m - running_mean[e]);
+        running_var[e] += 0.1f * (var * unbiased - running_var[e]);
+    }
+    mean[e] = m, rstd[e] = 1.0f / sqrtf(var + 1e-5f);
+    scale[e] = gamma[e] * rstd[e], shift[e] = beta[e] - m * scale[e];
+}
+
+static void batchnorm_vectors_cuda(float *mean, float *rstd, float *scale, float *shift, float *running_mean,
+                                   float *running_var, const float *gamma, const float *beta, size_t rows, int E,
+                                   int training) {
+    float unbiased = (float)((double)rows / (double)(rows > 1 ? rows - 1 : 1));
+    if (E == 0) return;
+    batchnorm_vectors_kernel<<<blocks_for((size_t)E, BLOCK), BLOCK, 0, stream_cuda>>>(
+        mean, rstd, scale, shift, running_mean, running_var, gamma, beta, unbiased, E, training);
+    cudaCheck(cudaGetLastError());
+}
+
+// factors (n): dropout's factors number first, first + 1, ...
+__global__ static void dropout_factors_kernel(float *factors, int n, uint64_t key, uint64_t first, float p) {
+    int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    if (i < n) factors[i] = dropout_factor(key, first + (uint64_t)i, p);
+}
+
+static void dropout_factors_cuda(float *factors, int n, uint64_t key, uint64_t first, float p) {
+    if (n == 0) return;
+    dropout_factors_kernel<<<blocks_for((size_t)n, BLOCK), BLOCK, 0, stream_cuda>>>(factors, n, key, first, p);
+    cudaCheck(cudaGetLastError());
+}
+
+// low (rows) = w_out . Dropout(ReLU(map*scale + shift)) + b_out; map (rows, E), the vectors (E)
+__global__ static void head_forward_kernel(float *low, const float *map, const float *scale, const float *shift,
+                                           const float *w_out, const float *b_out, int rows, int E, uint64_t key,
+                                           uint64_t first, float p) {
+    int r = row_of_thread(), end = r < rows ? E : 0;
+    size_t row = (size_t)r * E; float x[4], sc[4], sh[4], w[4], sum = 0.0f;
+    for (int e = 4 * (int)threadIdx.x; e < end; e += 4 * (int)blockDim.x) {
+        load4(x, map + row, e, E); load4(sc, scale, e, E); load4(sh, shift, e, E); load4(w, w_out, e, E);
+        for (int k = 0; k < 4; k++) {
+            float bn = x[k] * sc[k] + sh[k], relu = bn > 0.0f ? bn : 0.0f * bn;
+            sum += relu * dropout_factor(key, first + row + (uint64_t)(e + k), p) * w[k];
+        }
+    }
+    sum = sum_over_lanes(sum);
+    if (r < rows && threadIdx.x == 0) low[r] = sum + b_out[0];
+}
+
+static void head_forward_cuda(float *low, const float *map, const float *scale, const float *shift, const float *w_out,
+                              const float *b_out, int rows, int E, uint64_t key, uint64_t first, float p) {
+    if (rows == 0) return;
+    dim3 block = row_block(E);
+    head_forward_kernel<<<blocks_for((size_t)rows, block.y), block, 0, stream_cuda>>>(low, map, scale, shift, w_out, b_out,
+                                                                                      rows, E, key, first, p);
+    cudaCheck(cudaGetLastError());
+}
+
+// partial (slices, {dw_out, dgamma, dbeta}, E). With n = (map - mean) rstd and dbn = dlow * w_out * dropout where bn > 0:
+//   dgamma = sum dbn n;  dbeta = sum dbn;  dw_out = sum dlow relu
+__global__ static void head_backward_params_kernel(float *partial, const float *dlow, const float *map, const float *mean,
+                                                   const float *rstd, const float *scale, const float *shift,
+                                                   const float *w_out, int rows, int E, uint64_t key, uint64_t first, float p) {
+    int e = (int)(blockIdx.x * 32 + threadIdx.x), column = min_int(e, E - 1);
+    int end = e < E ? slice_begin(rows, blockIdx.y + 1) : 0;
+    float m = mean[column], rs = rstd[column], sc = scale[column], sh = shift[column], w = w_out[column];
+    float dw = 0.0f, dg = 0.0f, db = 0.0f, *to = partial + (size_t)blockIdx.y * 3 * E + column;
+    for (int r = slice_begin(rows, blockIdx.y) + (int)threadIdx.y; r < end; r += 8) {
+        size_t i = (size_t)r * E + e;
+        float x = map[i], bn = x * sc + sh, on = bn > 0.0f ? 1.0f : 0.0f;
+        float d = dlow[r] * dropout_factor(key, first + i, p);
+        dw += d * on * bn; dg += d * on * w * (x - m) * rs;
+        db += d * on * w;
+    }
+    dw = sum_over_y(dw), dg = sum_over_y(dg), db = sum_over_y(db);
+    if (threadIdx.y == 0 && e < E) to[0] = dw, to[E] = dg, to[2 * E] = db;
+}
+
+static void head_backward_params_cuda(float *dw_out, float *db_out, float *dgamma, float *dbeta, const float *dlow,
+                                      const float *map, const float *mean, const float *rstd, const float *scale,
+                                      const float *shift, const float *w_out, int rows, int E, uint64_t key, uint64_t first,
+                                      float p) {
+    if (rows == 0) return;
+    dim3 grid = slice_grid(rows, E);
+    float *partial = malloc_floats_cuda((size_t)grid.y * 3 * E);
+    head_backward_params_kernel<<<grid, dim3(32, 8), 0, stream_cuda>>>(partial, dlow, map, mean, rstd, scale, shift, w_out,
+                                                                       rows, E, key, first, p);
+    cudaCheck(cudaGetLastError());
+    finish_sums(dw_out, dgamma, dbeta, partial, (int)grid.y, E, 1.0f, 1);
+    add_column_sums_cuda(db_out, dlow, rows, 1);
+    free_check_cuda(partial);
+}
+
+// map (rows, E) becomes its own gradient:  gamma rstd (dbn - dbeta/n - (map - mean) rstd dgamma/n);  dlow == NULL: dbn = 0
+__global__ static void head_backward_map_kernel(float *map, const float *dlow, const float *dgamma, const float *dbeta,
+                                                const float *mean, const float *rstd, const float *scale, const float *shift,
+                                                const float *w_out, int rows, int E, float inverse, uint64_t key,
+                                                uint64_t first, float p) {
+    int r = row_of_thread(), end = r < rows ? E : 0;
+    size_t row = (size_t)r * E; float x[4], sc[4], sh[4], w[4], m[4], rs[4], dg[4], db[4], dl = dlow && end ? dlow[r] : 0.0f;
+    for (int e = 4 * (int)threadIdx.x; e < end; e += 4 * (int)blockDim.x) {
+        load4(x, map + row, e, E); load4(sc, scale, e, E); load4(sh, shift, e, E); load4(w, w_out, e, E);
+        load4(m, mean, e, E); load4(rs, rstd, e, E); load4(dg, dgamma, e, E); load4(db, dbeta, e, E);
+        for (int k = 0; k < 4; k++) {
+            float d = dl * dropout_factor(key, first + row + (uint64_t)(e + k), p);
+            float dbn = x[k] * sc[k] + sh[k] > 0.0f ? d * w[k] : 0.0f;
+            x[k] = sc[k] * (dbn - (db[k] + (x[k] - m[k]) * rs[k] * dg[k]) * inverse);
+        }
+        store4(map + row, x, e, E);
+    }
+}
+
+static void head_backward_map_cuda(float *map, const float *dlow, const float *dgamma, const float *dbeta, const float *mean,
+                                   const float *rstd, const float *scale, const float *shift, const float *w_out, int rows,
+                                   int E, double n, uint64_t key, uint64_t first, float p) {
+    if (rows == 0) return;
+    dim3 block = row_block(E);
+    head_backward_map_kernel<<<blocks_for((size_t)rows, block.y), block, 0, stream_cuda>>>(
+        map, dlow, dgamma, dbeta, mean, rstd, scale, shift, w_out, rows, E, (float)(1.0 / n), key, first, p);
+    cudaCheck(cudaGetLastError());
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 6 LOSSES OF MASK AND BOUNDARY, ADAM
+
+enum { SEG_SUMS = 5 };  // of a frame: I, U, weights, bce, weight * bce
+
+// weight (B, H, W) = 1 + 5 |avgpool31(mask) - mask|, and partial (B, pieces, SEG_SUMS), a piece being BLOCK pixels of a row:
+// the block sums mask over 31 rows for its columns and 15 on either side, then every thread 31 of these sums.
+__global__ static void segloss_forward_kernel(float *weight, double *partial, const float *logits, const float *mask, int H,
+                                              int W) {
+    __shared__ double column[BLOCK + POOL - 1];
+    int y = (int)blockIdx.x % H, first = (int)blockIdx.y * BLOCK, thread = (int)threadIdx.x;
+    int above = min_int(y, POOL / 2), below = min_int(H - 1 - y, POOL / 2);  // rows of the window
+    size_t row = (size_t)blockIdx.x * W, piece = (size_t)blockIdx.x * gridDim.y + blockIdx.y;
+    for (int i = thread; i < BLOCK + POOL - 1; i += BLOCK) {
+        int x = first + i - POOL / 2; double sum = 0.0;
+        for (int dy = -above; dy <= below && x >= 0 && x < W; dy++) sum += (double)mask[row + x + (int64_t)dy * W];
+        column[i] = sum;
+    }
+    __syncthreads();
+    double sums[SEG_SUMS] = {0.0, 0.0, 0.0, 0.0, 0.0}, window = 0.0;
+    if (first + thread < W) {
+        for (int i = 0; i < POOL; i++) window += column[thread + i];
+        size_t i = row + (size_t)(first + thread);
+        float s = logits[i], m = mask[i], w = 1.0f + 5.0f * fabsf((float)(window / (POOL * POOL)) - m);
+        float p = sigmoid_simd(s), e = softplus_simd(s) - s * m;
+        weight[i] = w;
+        sums[0] = (double)(w * p * m), sums[1] = (double)(w * (p + m)), sums[2] = (double)w;
+        sums[3] = (double)e, sums[4] = (double)(w * e);
+    }
+    for (int k = 0; k < SEG_SUMS; k++) {
+        double sum = sum_over_block(sums[k]);
+        if (thread == 0) partial[piece * SEG_SUMS + k] = sum;
+    }
+}
+
+// a block a frame: sums (B, 3) = {I, U, sum of weights}, loss (B) = bce + 1 - (I + 1)/(U - I + 1); n pixels in a frame
+__global__ static void segloss_finish_kernel(double *sums, double *loss, const double *partial, int pieces, double n,
+                                             int weighted) {
+    int b = (int)blockIdx.x; double total[SEG_SUMS];
+    for (int k = 0; k < SEG_SUMS; k++) {
+        double sum = 0.0;
+        for (int i = (int)threadIdx.x; i < pieces; i += BLOCK) sum += partial[((size_t)b * pieces + i) * SEG_SUMS + k];
+        total[k] = sum_over_block(sum);
+    }
+    if (threadIdx.x > 0) return;
+    sums[3 * b] = total[0], sums[3 * b + 1] = total[1], sums[3 * b + 2] = total[2];
+    loss[b] = (weighted ? total[4] / total[2] : total[3] / n) + 1.0 - (total[0] + 1.0) / (total[1] - total[0] + 1.0);
+}
+
+static double segloss_forward_cuda(float *weight, double *sums, const float *logits, const float *mask, int B, int H, int W,
+                                   int weighted) {
+    dim3 grid((unsigned)(B * H), blocks_for((size_t)W, BLOCK));
+    int pieces = H * (int)grid.y;
+    double *partial = (double *)malloc_check_cuda(sizeof(double) * SEG_SUMS * B * pieces), total = 0.0;
+    double *loss_cuda = (double *)malloc_check_cuda(sizeof(double) * B), *loss = (double *)malloc_check(sizeof(double) * B);
+    segloss_forward_kernel<<<grid, BLOCK, 0, stream_cuda>>>(weight, partial, logits, mask, H, W);
+    cudaCheck(cudaGetLastError());
+    segloss_finish_kernel<<<B, BLOCK, 0, stream_cuda>>>(sums, loss_cuda, partial, pieces, (double)H * W, weighted);
+    cudaCheck(cudaGetLastError());
+    to_host(loss, loss_cuda, sizeof(double) * B);
+    for (int b = 0; b < B; b++) total += loss[b];
+    free_check_cuda(partial); free_check_cuda(loss_cuda);
+    free(loss);
+    return total / B;
+}
+
+// d bce / ds = p - m;  d iou / dp = -weight (m (U - I + 1) - (I + 1)(1 - m)) / (U - I + 1)^2,  dp / ds = p (1 - p); all but
+// sums (B, 3) are (B, n)
+__global__ static void segloss_backward_kernel(float *dlogits, const float *weight, const double *sums, const float *logits,
+                                               const float *mask, int B, int n, int weighted) {
+    __shared__ float per_pixel, per_weight, on_mask, off_mask;  // of the block's frame
+    int i = (int)(blockIdx.y * blockDim.x + threadIdx.x); const double *of_frame = sums + 3 * blockIdx.x;
+    if (threadIdx.x == 0) {
+        double I = of_frame[0] + 1.0, U = of_frame[1] - of_frame[0] + 1.0;
+        per_pixel = (float)(1.0 / ((double)B * n)), per_weight = (float)(1.0 / (B * of_frame[2]));
+        on_mask = (float)(-1.0 / U / B), off_mask = (float)(I / (U * U) / B);
+    }
+    __syncthreads();
+    for (; i < n; i += (int)(gridDim.y * blockDim.x)) {
+        size_t at = (size_t)blockIdx.x * n + i;
+        float m = mask[at], w = weight[at], p = sigmoid_simd(logits[at]);
+        dlogits[at] = (p - m) * (weighted ? per_weight * w : per_pixel)
+                    + w * (m * on_mask + (1.0f - m) * off_mask) * p * (1.0f - p);
+    }
+}
+
+static void segloss_backward_cuda(float *dlogits, const float *weight, const double *sums, const float *logits,
+                                  const float *mask, int B, int H, int W, int weighted) {
+    dim3 grid((unsigned)B, (unsigned)min_int(ceil_div(H * W, BLOCK), 1024));
+    segloss_backward_kernel<<<grid, BLOCK, 0, stream_cuda>>>(dlogits, weight, sums, logits, mask, B, H * W, weighted);
+    cudaCheck(cudaGetLastError());
+}
+
+// edge (N, H, W) is 1 where Sobel's |Gx| + |Gy| > 0 of mask > 0.5 (N, H, W), else 0; pixels outside repeat the border
+__global__ static void sobel_edges_kernel(float *edge, const float *mask, int H, int W) {
+    int y = (int)blockIdx.x % H, x = (int)(blockIdx.y * blockDim.x + threadIdx.x);
+    size_t at = (size_t)blockIdx.x * W;
+    const float *here = mask + at, *above = y > 0 ? here - W : here, *below = y + 1 < H ? here + W : here;
+    if (x >= W) return;
+    int l = max_int(x - 1, 0), r = min_int(x + 1, W - 1);
+    int Gx = (above[r] > 0.5f) + 2 * (here[r] > 0.5f) + (below[r] > 0.5f)
+           - (above[l] > 0.5f) - 2 * (here[l] > 0.5f) - (below[l] > 0.5f);
+    int Gy = (below[l] > 0.5f) + 2 * (below[x] > 0.5f) + (below[r] > 0.5f)
+           - (above[l] > 0.5f) - 2 * (above[x] > 0.5f) - (above[r] > 0.5f);
+    edge[at + x] = Gx != 0 || Gy != 0 ? 1.0f : 0.0f;
+}
+
+static void sobel_edges_cuda(float *edge, const float *mask, int N, int H, int W) {
+    if (N == 0) return;
+    dim3 grid((unsigned)(N * H), blocks_for((size_t)W, BLOCK));
+    sobel_edges_kernel<<<grid, BLOCK, 0, stream_cuda>>>(edge, mask, H, W);
+    cudaCheck(cudaGetLastError());
+}
+
+enum { EDGE_BLOCKS = 256 };
+
+// partial (EDGE_BLOCKS, 3): pixels on an edge, sum over them of log(1 + e^-s), sum over the others of log(1 + e^s)
+__global__ static void edgeloss_forward_kernel(double *partial, const float *logits, const float *edge, size_t n) {
+    double sums[3] = {0.0, 0.0, 0.0};
+    for (size_t i = (size_t)blockIdx.x * BLOCK + threadIdx.x; i < n; i += (size_t)EDGE_BLOCKS * BLOCK) {
+        float e = edge[i], loss = softplus_simd(logits[i]) - e * logits[i];
+        sums[0] += (double)e; sums[1] += (double)(e * loss); sums[2] += (double)((1.0f - e) * loss);
+    }
+    for (int k = 0; k < 3; k++) {
+        double sum = sum_over_block(sums[k]);
+        if (threadIdx.x == 0) partial[3 * blockIdx.x + k] = sum;
+    }
+}
+
+static double edgeloss_forward_cuda(double *on, const float *logits, const float *edge, size_t n) {
+    double partial[EDGE_BLOCKS][3], sum[3] = {0.0, 0.0, 0.0}, *partial_cuda = (double *)malloc_check_cuda(sizeof partial);
+    edgeloss_forward_kernel<<<EDGE_BLOCKS, BLOCK, 0, stream_cuda>>>(partial_cuda, logits, edge, n);
+    cudaCheck(cudaGetLastError());
+    to_host(partial, partial_cuda, sizeof partial);
+    free_check_cuda(partial_cuda);
+    for (int i = 0; i < EDGE_BLOCKS; i++)
+        for (int k = 0; k < 3; k++) sum[k] += partial[i][k];
+    *on = sum[0];
+    return ((double)n - sum[0]) / (double)n * sum[1] / (double)n + sum[0] / (double)n * sum[2] / (double)n;
+}
+
+// dlogits = weight of the pixel's side * (sigmoid(logits) - edge)
+__global__ static void edgeloss_backward_kernel(float *dlogits, const float *logits, const float *edge, float weight_on,
+                                                float weight_off, size_t n) {
+    size_t i = first_of_four(); float s[4], e[4];
+    load4(s, logits, i, n); load4(e, edge, i, n);
+    for (int k = 0; k < 4; k++) s[k] = (e[k] > 0.5f ? weight_on : weight_off) * (sigmoid_simd(s[k]) - e[k]);
+    store4(dlogits, s, i, n);
+}
+
+static void edgeloss_backward_cuda(float *dlogits, double on, const float *logits, const float *edge, size_t n) {
+    float weight_on = (float)(((double)n - on) / (double)n / (double)n), weight_off = (float)(on / (double)n / (double)n);
+    if (n == 0) return;
+    unsigned grid = blocks_for(n, 4 * BLOCK);
+    edgeloss_backward_kernel<<<grid, BLOCK, 0, stream_cuda>>>(dlogits, logits, edge, weight_on, weight_off, n);
+    cudaCheck(cudaGetLastError());
+}
+
+// A block a patch: pairs (2n, 2, q^2), true boundary and sigmoid(logits); weight (n) = 1 where a true patch is not empty
+__global__ static void patches_forward_kernel(float *pairs, float *weight, const float *logits, const float *edge,
+                                              const float *first_edge, int H, int W, int q) {
+    int i = (int)blockIdx.x, n = (int)gridDim.x, q2 = q * q; double on = 0.0;
+    float *of_target = pairs + (size_t)i * 2 * q2, *of_first = of_target + (size_t)n * 2 * q2;
+    for (int k = (int)threadIdx.x; k < q2; k += BLOCK) {
+        size_t pixel = patch_row(i, k / q, H, W, q) + (size_t)(k % q);
+        of_target[k] = edge[pixel], of_first[k] = first_edge[pixel], on += (double)(edge[pixel] + first_edge[pixel]);
+        of_target[q2 + k] = of_first[q2 + k] = sigmoid_simd(logits[pixel]);
+    }
+    on = sum_over_block(on);
+    if (threadIdx.x == 0) weight[i] = on > 0.0 ? 1.0f : 0.0f;
+}
+
+// a block a clip, n patches in it: weight = weight / (B N_p), N_p their sum
+__global__ static void patch_weights_kernel(float *weight, int n) {
+    float *of_clip = weight + (size_t)blockIdx.x * n; double count = 0.0;
+    for (int i = (int)threadIdx.x; i < n; i += BLOCK) count += (double)of_clip[i];
+    count = sum_over_block(count);
+    for (int i = (int)threadIdx.x; i < n; i += BLOCK) of_clip[i] /= (float)gridDim.x * (count > 0.0 ? (float)count : 1.0f);
+}
+
+static void patches_forward_cuda(float *pairs, float *weight, const float *logits, const float *edge, const float *first_edge,
+                                 int B, int H, int W, int q) {
+    int n = patches_of(B, H, W, q);
+    if (n == 0) return;
+    patches_forward_kernel<<<n, BLOCK, 0, stream_cuda>>>(pairs, weight, logits, edge, first_edge, H, W, q);
+    cudaCheck(cudaGetLastError());
+    patch_weights_kernel<<<B, BLOCK, 0, stream_cuda>>>(weight, n / B);
+    cudaCheck(cudaGetLastError());
+}
+
+// A block a patch: dlogits = p (1 - p) (sum of both pairs' gradients of p); dsecond (2n, q^2), pairs (2n, 2, q^2)
+__global__ static void patches_backward_kernel(float *dlogits, const float *dsecond, const float *pairs, int H, int W, int q) {
+    int i = (int)blockIdx.x, n = (int)gridDim.x, q2 = q * q;
+    const float *d = dsecond + (size_t)i * q2, *d_first = d + (size_t)n * q2, *p = pairs + (size_t)i * 2 * q2 + q2;
+    for (int k = (int)threadIdx.x; k < q2; k += BLOCK)
+        dlogits[patch_row(i, k / q, H, W, q) + (size_t)(k % q)] = (d[k] + d_first[k]) * p[k] * (1.0f - p[k]);
+}
+
+static void patches_backward_cuda(float *dlogits, const float *dsecond, const float *pairs, int B, int H, int W, int q) {
+    int n = patches_of(B, H, W, q);
+    zero_floats_cuda(dlogits, (size_t)B * H * W);
+    if (n == 0) return;
+    patches_backward_kernel<<<n, BLOCK, 0, stream_cuda>>>(dlogits, dsecond, pairs, H, W, q);
+    cudaCheck(cudaGetLastError());
+}
+
+// One block: sums (2) of weight[i] ||out_i|| and weight[i] ||out_(n+i)||; out (2n, 6), weight (n)
+__global__ static void norms_forward_kernel(double *sums, const float *out, const float *weight, int n) {
+    double target = 0.0, first = 0.0;
+    for (int i = (int)threadIdx.x; i < n; i += BLOCK) {
+        target += (double)weight[i] * norm6(out + 6 * i);
+        first += (double)weight[i] * norm6(out + 6 * (n + i));
+    }
+    target = sum_over_block(target), first = sum_over_block(first);
+    if (threadIdx.x == 0) sums[0] = target, sums[1] = first;
+}
+
+static void norms_forward_cuda(double *target, double *first, const float *out, const float *weight, int n) {
+    double sums[2], *sums_cuda = (double *)malloc_check_cuda(sizeof sums);
+    norms_forward_kernel<<<1, BLOCK, 0, stream_cuda>>>(sums_cuda, out, weight, n);
+    cudaCheck(cudaGetLastError());
+    to_host(sums, sums_cuda, sizeof sums);
+    free_check_cuda(sums_cuda);
+    *target = sums[0], *first = sums[1];
+}
+
+// out (2n, 6) becomes its own gradient: d||x||/dx = x/||x||, and 0 at 0
+__global__ static void norms_backward_kernel(float *out, double d_target, double d_first, const float *weight, int n) {
+    int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    if (i >= 2 * n) return;
+    double norm = norm6(out + 6 * i), d = (i < n ? d_target : d_first) * (double)weight[i % n];
+    for (int k = 0; k < 6; k++) out[6 * i + k] *= norm == 0.0 ? 0.0f : (float)(d / norm);
+}
+
+static void norms_backward_cuda(float *out, double d_target, double d_first, const float *weight, int n) {
+    if (n == 0) return;
+    unsigned grid = blocks_for((size_t)2 * n, BLOCK);
+    norms_backward_kernel<<<grid, BLOCK, 0, stream_cuda>>>(out, d_target, d_first, weight, n);
+    cudaCheck(cudaGetLastError());
+}
+
+// x = scale (x + y); y may be NULL
+__global__ static void scaled_sum_kernel(float *x, const float *y, float scale, size_t n) {
+    size_t i = first_of_four(); float a[4], b[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    load4(a, x, i, n);
+    if (y) load4(b, y, i, n);
+    for (int k = 0; k < 4; k++) a[k] = scale * (a[k] + b[k]);
+    store4(x, a, i, n);
+}
+
+static void scaled_sum_cuda(float *x, const float *y, float scale, size_t n) {
+    if (n == 0) return;
+    scaled_sum_kernel<<<blocks_for(n, 4 * BLOCK), BLOCK, 0, stream_cuda>>>(x, y, scale, n);
+    cudaCheck(cudaGetLastError());
+}
+
+// 0*x is 0 for a finite x and NaN for infinity and NaN. Threads that find one all write the same to *found.
+__global__ static void all_finite_kernel(float *found, const float *x, size_t n) {
+    size_t i = first_of_four(); float v[4];
+    load4(v, x, i, n);
+    if (0.0f * v[0] + 0.0f * v[1] + 0.0f * v[2] + 0.0f * v[3] != 0.0f) *found = 1.0f;
+}
+
+static int all_finite_cuda(const float *x, size_t n) {
+    float found, *found_cuda = malloc_floats_cuda(1);
+    zero_floats_cuda(found_cuda, 1);
+    if (n > 0) all_finite_kernel<<<blocks_for(n, 4 * BLOCK), BLOCK, 0, stream_cuda>>>(found_cuda, x, n);
+    cudaCheck(cudaGetLastError());
+    to_host(&found, found_cuda, sizeof found);
+    free_check_cuda(found_cuda);
+    return found == 0.0f;
+}
+
+// torch.optim.Adam without weight decay; one_b1 = 1 - b1, one_b2 = 1 - b2; rate, correct: corrected for step
+__global__ static void adam_update_kernel(float *params, const float *grads, float *m, float *v, size_t n, float b1, float b2,
+                                          float one_b1, float one_b2, float e, float rate, float correct) {
+    size_t i = first_of_four(); float p[4], g[4], m4[4], v4[4];
+    load4(p, params, i, n); load4(g, grads, i, n); load4(m4, m, i, n); load4(v4, v, i, n);
+    for (int k = 0; k < 4; k++) {
+        m4[k] = b1 * m4[k] + one_b1 * g[k];
+        v4[k] = b2 * v4[k] + one_b2 * g[k] * g[k];
+        p[k] -= rate * m4[k] / (sqrtf(v4[k]) * correct + e);
+    }
+    store4(params, p, i, n); store4(m, m4, i, n); store4(v, v4, i, n);
+}
+
+static void adam_update_cuda(float *params, const float *grads, float *m, float *v, size_t n, double lr, double beta1,
+                             double beta2, double eps, int64_t step) {
+    float b1 = (float)beta1, b2 = (float)beta2, one_b1 = (float)(1.0 - beta1), one_b2 = (float)(1.0 - beta2), e = (float)eps;
+    float rate = (float)(lr / (1.0 - pow(beta1, (double)step)));
+    float correct = (float)(1.0 / sqrt(1.0 - pow(beta2, (double)step)));
+    if (n == 0) return;
+    adam_update_kernel<<<blocks_for(n, 4 * BLOCK), BLOCK, 0, stream_cuda>>>(params, grads, m, v, n, b1, b2, one_b1, one_b2, e,
+                                                                            rate, correct);
+    cudaCheck(cudaGetLastError());
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 7 MATMUL
+
+#ifdef VIVIM_TF32  // 10 bits of mantissa in the products: faster, and no longer fp32
+static const cublasMath_t MATMUL_MODE = CUBLAS_TF32_TENSOR_OP_MATH;
+#else
+static const cublasMath_t MATMUL_MODE = CUBLAS_DEFAULT_MATH;
+#endif
+
+// C (M, N) = [C +] bias (N) in every row; rows begin ldc floats apart. A warp per row.
+__global__ static void bias_rows_kernel(float *C, int ldc, const float *bias, int M, int N, int accumulate) {
+    int row = blockIdx.x * blockDim.y + threadIdx.y;
+    if (row >= M) return;
+    float *c = C + (size_t)row * ldc;
+    for (int j = threadIdx.x; j < N; j += 32) c[j] = (accumulate ? c[j] : 0.0f) + bias[j];
+}
+
+// C (M, N) = [C +] op(A) op(B) + bias. cuBLAS wants columns next to each other where our rows are: what it takes for C is our
+// C^T = op(B)^T op(A)^T, so the factors change places, and nothing is transposed in memory.
+static void matmul_cuda(float *C, int ldc, const float *A, int lda, int transA, const float *B, int ldb, int transB,
+                        const float *bias, int M, int N, int K, int accumulate) {
+    float one = 1.0f, beta = accumulate || bias ? 1.0f : 0.0f;
+    if (M == 0 || N == 0) return;
+    if (bias) {
+        bias_rows_kernel<<<ceil_div(M, 8), dim3(32, 8), 0, stream_cuda>>>(C, ldc, bias, M, N, accumulate);
+        cudaCheck(cudaGetLastError());
+    }
+    cublasCheck(cublasSetMathMode(cublas_cuda, MATMUL_MODE));
+    cublasCheck(cublasSgemm(cublas_cuda, transB ? CUBLAS_OP_T : CUBLAS_OP_N, transA ? CUBLAS_OP_T : CUBLAS_OP_N, N, M, K,
+                            &one, B, ldb, A, lda, &beta, C, ldc));
+}
+
+static void matmul_forward_cuda(float *out, const float *inp, const float *weight, const float *bias, int M, int N, int K) {
+    matmul_cuda(out, N, inp, K, 0, weight, K, 1, bias, M, N, K, 0);
+}
+
+static void matmul_backward_cuda(float *dinp, float *dweight, float *dbias, const float *dout, const float *inp,
+                                 const float *weight, int M, int N, int K) {
+    if (dinp) matmul_cuda(dinp, K, dout, N, 0, weight, K, 0, NULL, M, K, N, 0);
+    if (dweight) matmul_cuda(dweight, K, dout, N, 1, inp, K, 0, NULL, N, K, M, 1);
+    if (dbias) add_column_sums_cuda(dbias, dout, M, N);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 8 CONVOLUTIONS
+//
+// Depthwise: a thread has one channel, its taps in registers, and walks along W through a unit: FRAMES frames x ROWS rows x
+// DW_STRIP columns of the output. It loads every input column of the unit and its border once, and each number serves all
+// the outputs around it: 28 loads for 10 outputs of 27 taps. Lanes of a warp are channels, the warps of a block units.
+
+enum { DW_STRIP = 16, DW_WARPS = 4, DW_SLICES = 64 };  // DW_SLICES: at most so many blocks share a weight's gradient
+
+typedef struct { int T, H, W, C, row_groups, strips, frame_groups, total; } DwconvUnits;
+
+static DwconvUnits dwconv_units(int B, int T, int H, int W, int C, int frames, int rows) {
+    DwconvUnits u = {T, H, W, C, ceil_div(H, rows), ceil_div(W, DW_STRIP), ceil_div(T, frames), 0};
+    u.total = B * u.frame_groups * u.strips * u.row_groups;
+    return u;
+}
+
+// a unit's clip and its first frame, row and column
+__device__ static inline int4 dwconv_unit(DwconvUnits u, int unit, int frames, int rows) {
+    int h = unit % u.row_groups * rows, strip = unit / u.row_groups;
+    int w = strip % u.strips * DW_STRIP, group = strip / u.strips;
+    return make_int4(group / u.frame_groups, group % u.frame_groups * frames, h, w);
+}
+
+// the number of x, which points at the channel of a unit's first token at[0], that lies dt frames, dh rows and w - at.w columns
+// on; 0 outside the clip
+__device__ static inline float dwconv_load(const float *x, DwconvUnits u, int4 at, int dt, int dh, int w) {
+    int t = at.y + dt, h = at.z + dh;
+    bool inside = t >= 0 && t < u.T && h >= 0 && h < u.H && w >= 0 && w < u.W;
+    return inside ? x[((dt * u.H + dh) * u.W + w - at.w) * u.C] : 0.0f;
+}
+
+// out[t,h,w] = bias + sum over (KT, 3, 3) of inp[t+dt-KT/2, h+dh-1, w+dw-1] * weight[tap]; turned: the taps in reverse order.
+// out, inp (B, T, H, W, C); weight (C, KT*9); bias (C) or NULL. sum[..][j] belongs to column w - 1 + j when w is loaded.
+template <int KT, int FRAMES, int ROWS>
+__global__ static void __launch_bounds__(32 * DW_WARPS)
+dwconv_kernel(float *out, const float *inp, const float *weight, int turned, const float *bias, DwconvUnits u) {
+    const int TAPS = KT * 9;
+    __shared__ float taps[32 * TAPS];  // of the block's channels, as they lie in memory: an odd number each, no conflicts
+    int c = blockIdx.y * 32 + threadIdx.x, unit = blockIdx.x * DW_WARPS + threadIdx.y;
+    for (int i = threadIdx.y * 32 + threadIdx.x; i < 32 * TAPS; i += 32 * DW_WARPS) {
+        size_t at = (size_t)blockIdx.y * 32 * TAPS + i;
+        taps[i] = at < (size_t)u.C * TAPS ? weight[at] : 0.0f;
+    }
+    __syncthreads();
+    if (c >= u.C || unit >= u.total) return;
+    float k[TAPS], sum[FRAMES][ROWS][3], first = bias ? bias[c] : 0.0f;
+    #pragma unroll
+    for (int i = 0; i < TAPS; i++) k[i] = taps[threadIdx.x * TAPS + (turned ? TAPS - 1 - i : i)];
+    #pragma unroll
+    for (int i = 0; i < FRAMES * ROWS * 3; i++) sum[i / (ROWS * 3)][i / 3 % ROWS][i % 3] = first;
+    int4 at = dwconv_unit(u, unit, FRAMES, ROWS);
+    int w0 = at.w, end = min_int(u.W, w0 + DW_STRIP);
+    size_t token = (((size_t)at.x * u.T + at.y) * u.H + at.z) * u.W + w0;
+    inp += token * u.C + c, out += token * u.C + c;
+    for (int w = w0 - 1; w <= end; w++) {
+        float x[FRAMES + KT - 1][ROWS + 2];
+        #pragma unroll
+        for (int t = 0; t < FRAMES + KT - 1; t++)
+            #pragma unroll
+            for (int h = 0; h < ROWS + 2; h++) x[t][h] = dwconv_load(inp, u, at, t - KT / 2, h - 1, w);
+        #pragma unroll
+        for (int t = 0; t < FRAMES; t++)
+            #pragma unroll
+            for (int h = 0; h < ROWS; h++) {
+                #pragma unroll
+                for (int i = 0; i < TAPS; i++) sum[t][h][2 - i % 3] += x[t + i / 9][h + i / 3 % 3] * k[i];
+                if (w > w0 && at.y + t < u.T && at.z + h < u.H)
+                    out[((t * u.H + h) * u.W + w - 1 - w0) * u.C] = sum[t][h][0];
+                sum[t][h][0] = sum[t][h][1], sum[t][h][1] = sum[t][h][2], sum[t][h][2] = first;
+            }
+    }
+}
+
+static void dwconv_apply_cuda(float *out, const float *inp, const float *weight, int turned, const float *bias, int B, int T,
+                              int H, int W, int C, int kt) {
+    DwconvUnits u = kt == 3 ? dwconv_units(B, T, H, W, C, 5, 2) : dwconv_units(B, T, H, W, C, 1, 4);
+    dim3 grid(ceil_div(u.total, DW_WARPS), ceil_div(C, 32)), block(32, DW_WARPS);
+    if (kt == 3) dwconv_kernel<3, 5, 2><<<grid, block, 0, stream_cuda>>>(out, inp, weight, turned, bias, u);
+    else dwconv_kernel<1, 1, 4><<<grid, block, 0, stream_cuda>>>(out, inp, weight, turned, bias, u);
+    cudaCheck(cudaGetLastError());
+}
+
+static void dwconv_forward_cuda(float *out, const float *inp, const float *weight, const float *bias, int B, int T, int H,
+                                int W, int C, int kt) {
+    dwconv_apply_cuda(out, inp, weight, 0, bias, B, T, H, W, C, kt);
+}
+
+// partial (slices, KT*9 + 1, C): sums over a slice's tokens of dout * inp[token + tap], and of dout for the bias. Block x has
+// slice x, every slices-th group of DW_WARPS units. dy[..][j] is column w - 1 + j of dout when column w of inp is loaded.
+template <int KT, int FRAMES, int ROWS>
+__global__ static void __launch_bounds__(32 * DW_WARPS)
+dwconv_dweight_kernel(float *partial, const float *dout, const float *inp, DwconvUnits u) {
+    const int SUMS = KT * 9 + 1;
+    __shared__ float sums[DW_WARPS][SUMS][32];
+    int c = blockIdx.y * 32 + threadIdx.x;
+    float sum[SUMS];
+    #pragma unroll
+    for (int i = 0; i < SUMS; i++) sum[i] = 0.0f;
+    for (int unit = blockIdx.x * DW_WARPS + threadIdx.y; c < u.C && unit < u.total; unit += gridDim.x * DW_WARPS) {
+        int4 at = dwconv_unit(u, unit, FRAMES, ROWS);
+        int w0 = at.w, end = min_int(u.W, w0 + DW_STRIP);
+        size_t token = (((size_t)at.x * u.T + at.y) * u.H + at.z) * u.W + w0;
+        const float *inp_c = inp + token * u.C + c, *dout_c = dout + token * u.C + c;
+        float dy[FRAMES][ROWS][3] = {};
+        for (int w = w0 - 1; w <= end; w++) {
+            float x[FRAMES + KT - 1][ROWS + 2];
+            #pragma unroll
+            for (int t = 0; t < FRAMES + KT - 1; t++)
+                #pragma unroll
+                for (int h = 0; h < ROWS + 2; h++) x[t][h] = dwconv_load(inp_c, u, at, t - KT / 2, h - 1, w);
+            #pragma unroll
+            for (int t = 0; t < FRAMES; t++)
+                #pragma unroll
+                for (int h = 0; h < ROWS; h++) {
+                    float *d = dy[t][h];
+                    d[0] = d[1], d[1] = d[2];
+                    d[2] = w + 1 < end ? dwconv_load(dout_c, u, at, t, h, w + 1) : 0.0f;
+                    sum[SUMS - 1] += d[2];
+                    #pragma unroll
+                    for (int i = 0; i < KT * 9; i++) sum[i] += x[t + i / 9][h + i / 3 % 3] * d[2 - i % 3];
+                }
+        }
+    }
+    #pragma unroll
+    for (int i = 0; i < SUMS; i++) sums[threadIdx.y][i][threadIdx.x] = sum[i];
+    __syncthreads();
+    for (int i = threadIdx.y; i < SUMS && c < u.C; i += DW_WARPS) {
+        float total = 0.0f;
+        for (int warp = 0; warp < DW_WARPS; warp++) total += sums[warp][i][threadIdx.x];
+        partial[((size_t)blockIdx.x * SUMS + i) * u.C + c] = total;
+    }
+}
+
+// dweight (C, taps) and dbias (C) += sum over slices of partial (slices, taps + 1, C)
+__global__ static void dwconv_add_kernel(float *dweight, float *dbias, const float *partial, int slices, int taps, int C) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x, c = i % C, tap = i / C;
+    if (tap > taps) return;
+    float sum = 0.0f;
+    for (int s = 0; s < slices; s++) sum += partial[((size_t)s * (taps + 1) + tap) * C + c];
+    if (tap < taps) dweight[(size_t)c * taps + tap] += sum;
+    else dbias[c] += sum;
+}
+
+static void dwconv_backward_cuda(float *dinp, float *dweight, float *dbias, const float *dout, const float *inp,
+                                 const float *weight, int B, int T, int H, int W, int C, int kt) {
+    DwconvUnits u = kt == 3 ? dwconv_units(B, T, H, W, C, 5, 2) : dwconv_units(B, T, H, W, C, 1, 4);
+    int taps = kt * 9, slices = min_int(DW_SLICES, ceil_div(u.total, DW_WARPS));
+    float *partial = malloc_floats_cuda((size_t)slices * (taps + 1) * C);
+    dim3 grid(slices, ceil_div(C, 32)), block(32, DW_WARPS);
+    dwconv_apply_cuda(dinp, dout, weight, 1, NULL, B, T, H, W, C, kt);
+    if (kt == 3) dwconv_dweight_kernel<3, 5, 2><<<grid, block, 0, stream_cuda>>>(partial, dout, inp, u);
+    else dwconv_dweight_kernel<1, 1, 4><<<grid, block, 0, stream_cuda>>>(partial, dout, inp, u);
+    cudaCheck(cudaGetLastError());
+    dwconv_add_kernel<<<ceil_div((taps + 1) * C, 128), 128, 0, stream_cuda>>>(dweight, dbias, partial, slices, taps, C);
+    cudaCheck(cudaGetLastError());
+    free_check_cuda(partial);
+}
+
+// Dense convolutions are products of patches with the kernels, as on the CPU. Here a patch's numbers stand in the order
+// (ky, kx, c), channels last, so that they are read and written in runs; the weights are brought into the same order first.
+
+enum { CONV_COL = 16777216 };  // floats of patches at a time: 64 MiB (or one frame's)
+
+typedef struct { int H, W, C, OH, OW, O, k, stride, pad, patch, chunk; } ConvShape;  // chunk: frames at a time
+
+static ConvShape conv_shape(int N, int H, int W, int C, int O, int k, int stride, int pad) {
+    ConvShape s = {H, W, C, conv_size(H, k, stride, pad), conv_size(W, k, stride, pad), O, k, stride, pad, C * k * k, 0};
+    s.chunk = max_int(1, min_int(N, (int)(CONV_COL / ((size_t)s.OH * s.OW * s.patch))));
+    return s;
+}
+
+// turned (O, taps, C) = weight (O, C, taps); back: weight += turned
+__global__ static void conv_turn_kernel(float *turned, const float *weight, int n, int C, int taps) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x, c = i % C, tap = i / C % taps, o = i / (C * taps);
+    if (i < n) turned[i] = weight[((size_t)o * C + c) * taps + tap];
+}
+__global__ static void conv_turn_back_kernel(float *weight, const float *turned, int n, int C, int taps) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x, c = i % C, tap = i / C % taps, o = i / (C * taps);
+    if (i < n) weight[((size_t)o * C + c) * taps + tap] += turned[i];
+}
+
+// col (frames*OH*OW, k*k*C) = the patches of inp (frames, H, W, C), zeros outside: a block per patch. F is float or float4,
+// C and patch are counted in it.
+template <typename F>
+__global__ static void im2col_kernel(F *col, const F *inp, ConvShape s, int C, int patch) {
+    int ox = blockIdx.x % s.OW, oy = blockIdx.x / s.OW % s.OH, frame = blockIdx.x / (s.OW * s.OH);
+    for (int i = threadIdx.x; i < patch; i += blockDim.x) {
+        int c = i % C, tap = i / C, y = oy * s.stride - s.pad + tap / s.k, x = ox * s.stride - s.pad + tap % s.k;
+        bool inside = y >= 0 && y < s.H && x >= 0 && x < s.W;
+        col[(size_t)blockIdx.x * patch + i] = inside ? inp[(((size_t)frame * s.H + y) * s.W + x) * C + c] : F();
+    }
+}
+
+static void im2col_cuda(float *col, const float *inp, int frames, ConvShape s) {
+    int rows = frames * s.OH * s.OW, C4 = s.C / 4, patch4 = s.patch / 4;
+    float4 *col4 = (float4 *)col; const float4 *inp4 = (const float4 *)inp;
+    if (s.C % 4 == 0) im2col_kernel<float4><<<rows, 128, 0, stream_cuda>>>(col4, inp4, s, C4, patch4);
+    else im2col_kernel<float><<<rows, 128, 0, stream_cuda>>>(col, inp, s, s.C, s.patch);
+    cudaCheck(cudaGetLastError());
+}
+
+// the transpose of im2col: dinp (frames, H, W, C), each the sum of the patch entries that it was copied to. Row y of the
+// input is row ky of the patches at oy = (y + pad - ky) / stride where that is a whole number.
+__global__ static void col2im_kernel(float *dinp, const float *dcol, ConvShape s, size_t n) {
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    int pixel = (int)(i / s.C), c = (int)(i - (size_t)pixel * s.C);
+    int x = pixel % s.W + s.pad, y = pixel / s.W % s.H + s.pad, frame = pixel / (s.W * s.H);
+    float sum = 0.0f;
+    for (int ky = y % s.stride; ky < s.k && ky <= y; ky += s.stride)
+        for (int kx = x % s.stride; kx < s.k && kx <= x; kx += s.stride) {
+            int oy = (y - ky) / s.stride, ox = (x - kx) / s.stride;
+            if (oy >= s.OH || ox >= s.OW) continue;
+            sum += dcol[(((size_t)frame * s.OH + oy) * s.OW + ox) * s.patch + (ky * s.k + kx) * s.C + c];
+        }
+    dinp[i] = sum;
+}
+
+static float *conv_turned_cuda(const float *weight, ConvShape s) {
+    int n = s.O * s.patch;
+    float *turned = malloc_floats_cuda((size_t)n);
+    conv_turn_kernel<<<ceil_div(n, 256), 256, 0, stream_cuda>>>(turned, weight, n, s.C, s.k * s.k);
+    cudaCheck(cudaGetLastError());
+    return turned;
+}
+
+static void conv_forward_cuda(float *out, const float *inp, const float *weight, const float *bias, int N, int H, int W, int C,
+                              int O, int k, int stride, int pad) {
+    ConvShape s = conv_shape(N, H, W, C, O, k, stride, pad);
+    float *turned = conv_turned_cuda(weight, s), *col = malloc_floats_cuda((size_t)s.chunk * s.OH * s.OW * s.patch);
+    for (int n = 0; n < N; n += s.chunk) {
+        int frames = min_int(s.chunk, N - n), rows = frames * s.OH * s.OW;
+        im2col_cuda(col, inp + (size_t)n * H * W * C, frames, s);
+        matmul_forward_cuda(out + (size_t)n * s.OH * s.OW * O, col, turned, bias, rows, O, s.patch);
+    }
+    free_check_cuda(col); free_check_cuda(turned);
+}
+
+static void conv_backward_cuda(float *dinp, float *dweight, float *dbias, const float *dout, const float *inp,
+                               const float *weight, int N, int H, int W, int C, int O, int k, int stride, int pad) {
+    ConvShape s = conv_shape(N, H, W, C, O, k, stride, pad);
+    float *turned = dinp ? conv_turned_cuda(weight, s) : NULL, *dturned = malloc_floats_cuda((size_t)O * s.patch);
+    float *col = malloc_floats_cuda((size_t)s.chunk * s.OH * s.OW * s.patch);
+    for (int n = 0; n < N; n += s.chunk) {
+        int frames = min_int(s.chunk, N - n), rows = frames * s.OH * s.OW;
+        const float *dy = dout + (size_t)n * s.OH * s.OW * O;
+        im2col_cuda(col, inp + (size_t)n * H * W * C, frames, s);
+        matmul_cuda(dturned, s.patch, dy, O, 1, col, s.patch, 0, NULL, O, s.patch, rows, n > 0);
+        if (dinp == NULL) continue;
+        size_t pixels = (size_t)frames * H * W * C;
+        matmul_backward_cuda(col, NULL, NULL, dy, NULL, turned, rows, O, s.patch);
+        int blocks = (int)((pixels + 255) / 256); float *dx = dinp + (size_t)n * H * W * C;
+        col2im_kernel<<<blocks, 256, 0, stream_cuda>>>(dx, col, s, pixels);
+        cudaCheck(cudaGetLastError());
+    }
+    int weights = O * s.patch;
+    conv_turn_back_kernel<<<ceil_div(weights, 256), 256, 0, stream_cuda>>>(dweight, dturned, weights, C, k * k);
+    cudaCheck(cudaGetLastError());
+    add_column_sums_cuda(dbias, dout, N * s.OH * s.OW, O);
+    free_check_cuda(col); free_check_cuda(dturned);
+    if (turned) free_check_cuda(turned);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 9 ATTENTION
+//
+// A block has 64 queries of a (frame, head) and 64 keys at a time: at 256 x 256 these are all keys. Its 256 threads stand in
+// 16 x 16, thread (ty, tx) with 4 x 4 scores in registers: rows 4 ty + i, columns tx + 16 j. A row's 16 threads are half a
+// warp, so sums along keys are shuffles. Tiles lie in shared memory in rows of HD + 4 (or 64 + 4) floats: rows tx of a
+// column fall into different banks. HD is the head's size hd rounded up to 16, 32 or 64; what is missing is zeros.
+
+enum { TILE = 64, TILE_LD = TILE + 4, ATTENTION_SLICES = 16 };  // slices of the queries in backward
+
+typedef struct { int P, Pk, C, heads, hd; float scale; } AttentionShape;
+
+static AttentionShape attention_shape(int P, int Pk, int C, int heads) {
+    AttentionShape a = {P, Pk, C, heads, C / heads, 1.0f / sqrtf((float)(C / heads))};
+    if (a.hd > TILE) fail("attention heads of %d channels: %d at most on the GPU", a.hd, TILE);
+    return a;
+}
+
+// tile (64, HD) = rows row0 .. row0+63 of x (rows, C), one head's columns, zeros beyond
+template <int HD>
+__device__ static inline void tile_load(float *tile, const float *x, int row0, int rows, AttentionShape a) {
+    for (int i = threadIdx.x; i < TILE * HD; i += 256) {
+        int row = i / HD, d = i % HD;
+        tile[row * (HD + 4) + d] = row0 + row < rows && d < a.hd ? x[(size_t)(row0 + row) * a.C + d] : 0.0f;
+    }
+}
+
+// rows row0 .. row0+63 of x (rows, C) = the threads' numbers, 4 rows and HD/16 columns each
+template <int HD>
+__device__ static inline void tile_store(float *x, const float v[4][HD / 16], int row0, int rows, AttentionShape a) {
+    int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < HD / 16; j++)
+            if (row0 + 4 * ty + i < rows && tx + 16 * j < a.hd) x[(size_t)(row0 + 4 * ty + i) * a.C + tx + 16 * j] = v[i][j];
+}
+
+// s (64, 64) = x y^T, tiles x, y (64, HD)
+template <int HD>
+__device__ static inline void tile_scores(float s[4][4], const float *x, const float *y) {
+    int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
+    for (int i = 0; i < 16; i++) s[i / 4][i % 4] = 0.0f;
+    #pragma unroll 1
+    for (int d = 0; d < HD; d += 4) {
+        float4 u[4];
+        #pragma unroll
+        for (int i = 0; i < 4; i++) u[i] = *(const float4 *)(x + (4 * ty + i) * (HD + 4) + d);
+        #pragma unroll
+        for (int j = 0; j < 4; j++) {
+            float4 v = *(const float4 *)(y + (tx + 16 * j) * (HD + 4) + d);
+            #pragma unroll
+            for (int i = 0; i < 4; i++) s[i][j] += u[i].x * v.x + u[i].y * v.y + u[i].z * v.z + u[i].w * v.w;
+        }
+    }
+}
+
+// out (64, HD) += p x, p (64, 64), x (64, HD)
+template <int HD>
+__device__ static inline void tile_weigh(float out[4][HD / 16], const float *p, const float *x) {
+    int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
+    #pragma unroll 2
+    for (int k = 0; k < TILE; k += 4) {
+        float4 u[4];
+        #pragma unroll
+        for (int i = 0; i < 4; i++) u[i] = *(const float4 *)(p + (4 * ty + i) * TILE_LD + k);
+        #pragma unroll
+        for (int j = 0; j < HD / 16; j++) {
+            const float *v = x + k * (HD + 4) + tx + 16 * j;
+            float v0 = v[0], v1 = v[HD + 4], v2 = v[2 * (HD + 4)], v3 = v[3 * (HD + 4)];
+            #pragma unroll
+            for (int i = 0; i < 4; i++) out[i][j] += u[i].x * v0 + u[i].y * v1 + u[i].z * v2 + u[i].w * v3;
+        }
+    }
+}
+
+// out (64, HD) += p^T x: the threads' rows are columns of p
+template <int HD>
+__device__ static inline void tile_weigh_transposed(float out[4][HD / 16], const float *p, const float *x) {
+    int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
+    #pragma unroll 2
+    for (int k = 0; k < TILE; k++) {
+        float4 u = *(const float4 *)(p + k * TILE_LD + 4 * ty);
+        #pragma unroll
+        for (int j = 0; j < HD / 16; j++) {
+            float v = x[k * (HD + 4) + tx + 16 * j];
+            out[0][j] += u.x * v, out[1][j] += u.y * v, out[2][j] += u.z * v, out[3][j] += u.w * v;
+        }
+    }
+}
+
+// writes the threads' scores to a tile p (64, 64)
+__device__ static inline void tile_put(float *p, const float s[4][4]) {
+    int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 4; j++) p[(4 * ty + i) * TILE_LD + tx + 16 * j] = s[i][j];
+}
+
+// over the 16 threads of a row
+__device__ static inline float row_sum(float x) {
+    for (int lane = 8; lane > 0; lane /= 2) x += __shfl_xor_sync(0xffffffffu, x, lane);
+    return x;
+}
+__device__ static inline float row_max(float x) {
+    for (int lane = 8; lane > 0; lane /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, lane));
+    return x;
+}
+
+// out, q (N, P, C); k, v (N, Pk, C); grid (N*heads, tiles of queries). The softmax of a row is made tile by tile of keys: when
+// the largest score grows, what was summed so far is scaled down. For backward, if there are several tiles of keys:
+// stats (N*heads, P, {largest, 1/sum, sum_d dout out}) instead of out.
+template <int HD>
+__global__ static void __launch_bounds__(256, 2)
+attention_forward_kernel(float *out, float *stats, const float *dout, const float *q, const float *k, const float *v,
+                         AttentionShape a) {
+    extern __shared__ float shared[];
+    float *sq = shared, *sv = sq + TILE * (HD + 4), *sk = sv + TILE * (HD + 4), *sp = sk;  // scores replace the keys
+    int frame = blockIdx.x / a.heads, head = blockIdx.x % a.heads, p0 = blockIdx.y * TILE;
+    int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
+    size_t at = (size_t)frame * a.P * a.C + head * a.hd, at_k = (size_t)frame * a.Pk * a.C + head * a.hd;
+    float s[4][4], o[4][HD / 16] = {}, largest[4], sum[4];
+    for (int i = 0; i < 4; i++) largest[i] = -INFINITY, sum[i] = 0.0f;
+    tile_load<HD>(sq, q + at, p0, a.P, a);
+    for (int k0 = 0; k0 < a.Pk; k0 += TILE) {
+        __syncthreads();
+        tile_load<HD>(sk, k + at_k, k0, a.Pk, a);
+        tile_load<HD>(sv, v + at_k, k0, a.Pk, a);
+        __syncthreads();
+        tile_scores<HD>(s, sq, sk);
+        #pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float most = largest[i], part = 0.0f, shrink;
+            for (int j = 0; j < 4; j++) most = k0 + tx + 16 * j < a.Pk ? fmaxf(most, s[i][j]) : most;
+            most = row_max(most);
+            for (int j = 0; j < 4; j++) {
+                s[i][j] = k0 + tx + 16 * j < a.Pk ? expf((s[i][j] - most) * a.scale) : 0.0f;
+                part += s[i][j];
+            }
+            shrink = expf((largest[i] - most) * a.scale);
+            sum[i] = sum[i] * shrink + row_sum(part), largest[i] = most;
+            for (int j = 0; j < HD / 16; j++) o[i][j] *= shrink;
+        }
+        __syncthreads();
+        tile_put(sp, s);
+        __syncthreads();
+        tile_weigh<HD>(o, sp, sv);
+    }
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < HD / 16; j++) o[i][j] /= sum[i];
+    if (stats == nullptr) {
+        tile_store<HD>(out + at, o, p0, a.P, a);
+        return;
+    }
+    for (int i = 0; i < 4; i++) {
+        int p = p0 + 4 * ty + i;
+        float dot = 0.0f;
+        for (int j = 0; j < HD / 16; j++)
+            if (p < a.P && tx + 16 * j < a.hd) dot += o[i][j] * dout[at + (size_t)p * a.C + tx + 16 * j];
+        dot = row_sum(dot);
+        float *to = stats + ((size_t)blockIdx.x * a.P + p) * 3;
+        if (p < a.P && tx == 0) to[0] = largest[i], to[1] = 1.0f / sum[i], to[2] = dot;
+    }
+}
+
+// the sizes of shared memory: tiles (64, HD) and a tile of scores, which in forward lies where the keys were
+template <int HD> static size_t attention_forward_bytes(void) { return sizeof(float) * TILE * (2 * (HD + 4) + TILE_LD); }
+template <int HD> static size_t attention_backward_bytes(void) { return sizeof(float) * TILE * (4 * (HD + 4) + TILE_LD); }
+
+template <int HD>
+static void attention_forward_hd(float *out, float *stats, const float *dout, const float *q, const float *k, const float *v,
+                                 int N, AttentionShape a) {
+    size_t bytes = attention_forward_bytes<HD>();
+    dim3 grid(N * a.heads, ceil_div(a.P, TILE));
+    cudaCheck(cudaFuncSetAttribute(attention_forward_kernel<HD>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+    attention_forward_kernel<HD><<<grid, 256, bytes, stream_cuda>>>(out, stats, dout, q, k, v, a);
+    cudaCheck(cudaGetLastError());
+}
+
+static void attention_forward_cuda(float *out, const float *q, const float *k, const float *v, int N, int P, int Pk, int C,
+                                   int heads) {
+    AttentionShape a = attention_shape(P, Pk, C, heads);
+    if (a.hd <= 16) attention_forward_hd<16>(out, NULL, NULL, q, k, v, N, a);
+    else if (a.hd <= 32) attention_forward_hd<32>(out, NULL, NULL, q, k, v, N, a);
+    else attention_forward_hd<64>(out, NULL, NULL, q, k, v, N, a);
+}
+
+// prob = softmax(q k^T / sqrt(hd));  dv = prob^T dout;  dprob = dout v^T;  ds = prob (dprob - sum_keys(dprob prob)) / sqrt(hd);
+// dq = ds k;  dk = ds^T q. Grid (N*heads, slices of the queries, tiles of keys): a block keeps dk and dv of its keys in
+// registers while it goes through its slice. dq (tiles, N, P, C), dk and dv (slices, N, Pk, C) are partial sums, a tile's
+// dq_size and a slice's dk_size floats. A row of several tiles of keys has its largest score, its 1/sum and
+// sum_keys(dprob prob) = sum_d(dout out) in stats (out = prob v); else stats is NULL.
+template <int HD>
+__global__ static void __launch_bounds__(256, 2)
+attention_backward_kernel(float *dq, float *dk, float *dv, const float *stats, const float *dout, const float *q,
+                          const float *k, const float *v, AttentionShape a, size_t dq_size, size_t dk_size) {
+    extern __shared__ float shared[];
+    float *sk = shared, *sv = sk + TILE * (HD + 4), *sq = sv + TILE * (HD + 4), *sd = sq + TILE * (HD + 4);
+    float *sp = sd + TILE * (HD + 4);  // prob, then ds
+    int frame = blockIdx.x / a.heads, head = blockIdx.x % a.heads, k0 = blockIdx.z * TILE, tiles = ceil_div(a.P, TILE);
+    int ty = threadIdx.x / 16, tx = threadIdx.x % 16, slices = gridDim.y, slice = blockIdx.y;
+    size_t at = (size_t)frame * a.P * a.C + head * a.hd, at_k = (size_t)frame * a.Pk * a.C + head * a.hd;
+    float prob[4][4], ds[4][4], dk_sum[4][HD / 16] = {}, dv_sum[4][HD / 16] = {};
+    tile_load<HD>(sk, k + at_k, k0, a.Pk, a);
+    tile_load<HD>(sv, v + at_k, k0, a.Pk, a);
+    for (int tile = tiles * slice / slices; tile < tiles * (slice + 1) / slices; tile++) {
+        int p0 = tile * TILE;
+        float dq_tile[4][HD / 16] = {};
+        __syncthreads();
+        tile_load<HD>(sq, q + at, p0, a.P, a);
+        tile_load<HD>(sd, dout + at, p0, a.P, a);
+        __syncthreads();
+        tile_scores<HD>(prob, sq, sk);
+        tile_scores<HD>(ds, sd, sv);  // dprob
+        #pragma unroll
+        for (int i = 0; i < 4; i++) {
+            size_t row = ((size_t)blockIdx.x * a.P + min_int(p0 + 4 * ty + i, a.P - 1)) * 3;
+            float largest = -INFINITY, inverse, dot = 0.0f, sum = 0.0f;
+            for (int j = 0; j < 4; j++) largest = k0 + tx + 16 * j < a.Pk ? fmaxf(largest, prob[i][j]) : largest;
+            largest = stats ? stats[row] : row_max(largest);
+            for (int j = 0; j < 4; j++) {
+                prob[i][j] = k0 + tx + 16 * j < a.Pk ? expf((prob[i][j] - largest) * a.scale) : 0.0f;
+                sum += prob[i][j];
+            }
+            inverse = stats ? stats[row + 1] : 1.0f / row_sum(sum);
+            for (int j = 0; j < 4; j++) prob[i][j] *= inverse, dot += prob[i][j] * ds[i][j];
+            dot = stats ? stats[row + 2] : row_sum(dot);
+            for (int j = 0; j < 4; j++) ds[i][j] = prob[i][j] * (ds[i][j] - dot) * a.scale;
+        }
+        tile_put(sp, prob);
+        __syncthreads();
+        tile_weigh_transposed<HD>(dv_sum, sp, sd);
+        __syncthreads();
+        tile_put(sp, ds);
+        __syncthreads();
+        tile_weigh_transposed<HD>(dk_sum, sp, sq);
+        tile_weigh<HD>(dq_tile, sp, sk);
+        tile_store<HD>(dq + blockIdx.z * dq_size + at, dq_tile, p0, a.P, a);
+    }
+    tile_store<HD>(dk + slice * dk_size + at_k, dk_sum, k0, a.Pk, a);
+    tile_store<HD>(dv + slice * dk_size + at_k, dv_sum, k0, a.Pk, a);
+}
+
+// out (n) = sum of partial (count, n) in order
+__global__ static void attention_sum_kernel(float *out, const float *partial, int count, size_t n) {
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    float sum = 0.0f;
+    for (int s = 0; s < count && i < n; s++) sum += partial[s * n + i];
+    if (i < n) out[i] = sum;
+}
+static void attention_sum_cuda(float *out, const float *partial, int count, size_t n) {
+    int blocks = (int)((n + 255) / 256);
+    attention_sum_kernel<<<blocks, 256, 0, stream_cuda>>>(out, partial, count, n);
+    cudaCheck(cudaGetLastError());
+}
+
+template <int HD>
+static void attention_backward_hd(float *dq, float *dk, float *dv, const float *dout, const float *q, const float *k,
+                                  const float *v, int N, AttentionShape a) {
+    int slices = min_int(ATTENTION_SLICES, ceil_div(a.P, TILE)), key_tiles = ceil_div(a.Pk, TILE);
+    size_t bytes = attention_backward_bytes<HD>(), dq_size = (size_t)N * a.P * a.C, dk_size = (size_t)N * a.Pk * a.C;
+    float *dk_partial = malloc_floats_cuda(2 * slices * dk_size), *dv_partial = dk_partial + slices * dk_size;
+    float *stats = NULL, *dq_partial = dq;
+    if (key_tiles > 1) {
+        stats = malloc_floats_cuda((size_t)N * a.heads * a.P * 3), dq_partial = malloc_floats_cuda(key_tiles * dq_size);
+        attention_forward_hd<HD>(NULL, stats, dout, q, k, v, N, a);
+    }
+    dim3 grid(N * a.heads, slices, key_tiles);
+    cudaCheck(cudaFuncSetAttribute(attention_backward_kernel<HD>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+    attention_backward_kernel<HD><<<grid, 256, bytes, stream_cuda>>>(dq_partial, dk_partial, dv_partial, stats, dout, q, k, v,
+                                                                     a, dq_size, dk_size);
+    cudaCheck(cudaGetLastError());
+    attention_sum_cuda(dk, dk_partial, slices, dk_size);
+    attention_sum_cuda(dv, dv_partial, slices, dk_size);
+    if (key_tiles > 1) {
+        attention_sum_cuda(dq, dq_partial, key_tiles, dq_size);
+        free_check_cuda(dq_partial); free_check_cuda(stats);
+    }
+    free_check_cuda(dk_partial);
+}
+
+static void attention_backward_cuda(float *dq, float *dk, float *dv, const float *dout, const float *q, const float *k,
+                                    const float *v, int N, int P, int Pk, int C, int heads) {
+    AttentionShape a = attention_shape(P, Pk, C, heads);
+    if (a.hd <= 16) attention_backward_hd<16>(dq, dk, dv, dout, q, k, v, N, a);
+    else if (a.hd <= 32) attention_backward_hd<32>(dq, dk, dv, dout, q, k, v, N, a);
+    else attention_backward_hd<64>(dq, dk, dv, dout, q, k, v, N, a);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 10 CAUSAL CONVOLUTION AND SELECTIVE SCAN
+
+enum { CONV1D_RUN = 16, CONV1D_RUN_BACKWARD = 32, CONV1D_RUNS = 8 };  // positions of a thread; runs of a block
+
+// out[j] += sum over parts of partial (parts, n), in fixed order: 8 threads a column, each every 8th part, then these 8
+static __global__ void add_parts_kernel(float *out, const float *partial, int parts, size_t n) {
+    __shared__ float sums[8][32];
+    size_t j = (size_t)blockIdx.x * 32 + threadIdx.x;
+    float sum = 0.0f;
+    if (j < n) {
+        #pragma unroll 4
+        for (int r = threadIdx.y; r < parts; r += 8) sum += partial[(size_t)r * n + j];
+    }
+    sums[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y > 0 || j >= n) return;
+    for (int k = 1; k < 8; k++) sum += sums[k][threadIdx.x];
+    out[j] += sum;
+}
+
+static void add_parts_cuda(float *out, const float *partial, int parts, size_t n) {
+    add_parts_kernel<<<(unsigned)((n + 31) / 32), dim3(32, 8), 0, stream_cuda>>>(out, partial, parts, n);
+    cudaCheck(cudaGetLastError());
+}
+
+// z[s] = bias + sum_k weight[k] x[s - (K-1) + k],   out[s] = silu(z[s]). A thread walks over a run of positions of one channel
+// with the last K of x in registers, so that it reads each x once.
+// out (B, L, D), x (B, L, ldx), weight (D, K), bias (D); grid (channels, runs, clips), block (32 channels, 8 runs)
+template <int K>
+static __global__ void conv1d_silu_forward_kernel(float *__restrict__ out, const float *__restrict__ x, int ldx,
+                                                  const float *weight, const float *bias, int order, int T, int P, int D) {
+    int L = T * P, d = blockIdx.x * 32 + threadIdx.x, s0 = (blockIdx.y * CONV1D_RUNS + threadIdx.y) * CONV1D_RUN;
+    if (d >= D || s0 >= L) return;
+    float w[K], x_last[K], shift = bias[d];
+    x += (size_t)blockIdx.z * L * ldx + d;
+    out += (size_t)blockIdx.z * L * D + d;
+    #pragma unroll
+    for (int k = 0; k < K; k++) {  // x_last of position s0 - 1
+        int s = s0 - K + k;
+        w[k] = weight[(size_t)d * K + k];
+        x_last[k] = k > 0 && s >= 0 ? x[scan_row(order, s, T, P) * ldx] : 0.0f;
+    }
+    #pragma unroll 4
+    for (int s = s0; s < min_int(s0 + CONV1D_RUN, L); s++) {
+        size_t row = scan_row(order, s, T, P);
+        float z = shift;
+        #pragma unroll
+        for (int k = 0; k < K; k++) {
+            x_last[k] = k < K - 1 ? x_last[min_int(k + 1, K - 1)] : x[row * ldx];
+            z += w[k] * x_last[k];
+        }
+        out[row * D] = silu_simd(z);
+    }
+}
+
+static void conv1d_silu_forward_cuda(float *out, const float *x, int ldx, const float *weight, const float *bias,
+                                     int order, int B, int T, int P, int D, int K) {
+    if (B == 0 || T * P == 0 || D == 0) return;
+    if (K < 1 || K > 4) fail("the causal convolution has kernels for d_conv = 1 to 4, not %d", K);
+    auto kernel = K == 1 ? conv1d_silu_forward_kernel<1> : K == 2 ? conv1d_silu_forward_kernel<2>
+                : K == 3 ? conv1d_silu_forward_kernel<3> : conv1d_silu_forward_kernel<4>;
+    dim3 grid(ceil_div(D, 32), ceil_div(T * P, CONV1D_RUN * CONV1D_RUNS), B), block(32, CONV1D_RUNS);
+    kernel<<<grid, block, 0, stream_cuda>>>(out, x, ldx, weight, bias, order, T, P, D);
+    cudaCheck(cudaGetLastError());
+}
+
+// With dz[s] = dout[s] silu'(z[s]), where z is computed again:
+//     dbias += sum_s dz[s],   dweight[k] += sum_s dz[s] x[s - (K-1) + k],   dx[s] = sum_k weight[K-1 - k] dz[s + k]
+// A thread walks over its run and K-1 positions more, with the last K of x, dz and rows in registers: at position s the dx of
+// position s - (K-1) is complete. A block adds up its runs and writes one part of dweight (parts, D, K) and dbias (parts, D).
+template <int K>
+static __global__ void conv1d_silu_backward_kernel(float *__restrict__ dx, int lddx, float *dweight, float *dbias,
+                                                   const float *__restrict__ dout, const float *__restrict__ x, int ldx,
+                                                   const float *weight, const float *bias, int order, int T, int P, int D,
+                                                   int accumulate) {
+    __shared__ float sums[K + 1][CONV1D_RUNS][32];
+    int L = T * P, d = blockIdx.x * 32 + threadIdx.x, s0 = (blockIdx.y * CONV1D_RUNS + threadIdx.y) * CONV1D_RUN_BACKWARD;
+    int s1 = d < D ? min_int(s0 + CONV1D_RUN_BACKWARD, L) : s0, here = s0 < s1;
+    float w[K], x_last[K], dz_last[K], dw[K], db = 0.0f, shift = here ? bias[d] : 0.0f;
+    size_t row_last[K];
+    x += (size_t)blockIdx.z * L * ldx + d;
+    dx += (size_t)blockIdx.z * L * lddx + d;
+    dout += (size_t)blockIdx.z * L * D + d;
+    #pragma unroll
+    for (int k = 0; k < K; k++) {
+        int s = s0 - K + k;
+        w[k] = here ? weight[(size_t)d * K + k] : 0.0f;
+        x_last[k] = here && k > 0 && s >= 0 ? x[scan_row(order, s, T, P) * ldx] : 0.0f;
+        dz_last[k] = dw[k] = 0.0f, row_last[k] = 0;
+    }
+    #pragma unroll 4
+    for (int s = s0; here && s < s1 + K - 1; s++) {
+        int inside = s < L;  // dz behind the clip is 0
+        size_t row = inside ? scan_row(order, s, T, P) : 0;
+        float z = shift, x_s = inside ? x[row * ldx] : 0.0f, dout_s = inside ? dout[row * D] : 0.0f, sum = 0.0f;
+        #pragma unroll
+        for (int k = 0; k < K; k++) {
+            x_last[k] = k < K - 1 ? x_last[min_int(k + 1, K - 1)] : x_s;
+            z += w[k] * x_last[k];
+        }
+        float dz = inside ? dout_s * silu_grad_simd(z) : 0.0f;
+        #pragma unroll
+        for (int k = 0; k < K; k++) {
+            dz_last[k] = k < K - 1 ? dz_last[min_int(k + 1, K - 1)] : dz;
+            row_last[k] = k < K - 1 ? row_last[min_int(k + 1, K - 1)] : row;
+            sum += w[K - 1 - k] * dz_last[k];
+            if (s < s1) dw[k] += dz * x_last[k];
+        }
+        if (s < s1) db += dz;
+        if (s - (K - 1) >= s0) dx[row_last[0] * lddx] = accumulate ? dx[row_last[0] * lddx] + sum : sum;
+    }
+    #pragma unroll
+    for (int k = 0; k < K; k++) sums[k][threadIdx.y][threadIdx.x] = dw[k];
+    sums[K][threadIdx.y][threadIdx.x] = db;
+    __syncthreads();
+    if (threadIdx.y > K || d >= D) return;
+    size_t part = (size_t)blockIdx.z * gridDim.y + blockIdx.y;
+    float sum = 0.0f;
+    for (int r = 0; r < CONV1D_RUNS; r++) sum += sums[threadIdx.y][r][threadIdx.x];
+    if (threadIdx.y < K) dweight[(part * D + d) * K + threadIdx.y] = sum;
+    else dbias[part * D + d] = sum;
+}
+
+static void conv1d_silu_backward_cuda(float *dx, int lddx, float *dweight, float *dbias, const float *dout, const float *x,
+                                      int ldx, const float *weight, const float *bias, int order, int B, int T, int P, int D,
+                                      int K, int accumulate) {
+    if (B == 0 || T * P == 0 || D == 0) return;
+    if (K < 1 || K > 4) fail("the causal convolution has kernels for d_conv = 1 to 4, not %d", K);
+    auto kernel = K == 1 ? conv1d_silu_backward_kernel<1> : K == 2 ? conv1d_silu_backward_kernel<2>
+                : K == 3 ? conv1d_silu_backward_kernel<3> : conv1d_silu_backward_kernel<4>;
+    dim3 grid(ceil_div(D, 32), ceil_div(T * P, CONV1D_RUN_BACKWARD * CONV1D_RUNS), B), block(32, CONV1D_RUNS);
+    int parts = (int)grid.y * B;
+    float *dw = malloc_floats_cuda((size_t)parts * D * K), *db = malloc_floats_cuda((size_t)parts * D);
+    kernel<<<grid, block, 0, stream_cuda>>>(dx, lddx, dw, db, dout, x, ldx, weight, bias, order, T, P, D, accumulate);
+    cudaCheck(cudaGetLastError());
+    add_parts_cuda(dweight, dw, parts, (size_t)D * K);
+    add_parts_cuda(dbias, db, parts, (size_t)D);
+    free_check_cuda(dw); free_check_cuda(db);
+}
+
+// ---- The selective scan. Four lanes share a channel, with 4 of its 16 states each, in registers; a warp has 8 neighbouring
+// channels, a block 32 (128 threads), and walks over the positions in tiles: it copies a tile's rows of u, dt, Bt, Ct into
+// shared memory, where positions behind the end and channels behind D are 0. With dt = 0 a position changes no state, so the
+// inner loops need no bounds. Fewer than 16 states are filled up with zeros; more are groups of 16, one launch each.
+//
+// A GPU wants several hundred blocks. If B*D gives fewer, the positions are cut into chunks that work at the same time:
+//     1  every chunk starts from h = 0 and finds its last h and S, the sum of its dt           scan_chunk_kernel
+//     2  one after the other: h after chunk c = exp2(a S) (h before it) + (h of step 1)         scan_join_kernel
+//     3  every chunk again, from the right h                                                    selective_scan_*_kernel
+// because the recurrence is linear and exp(dt A) multiply to exp(S A). The same holds for backward's recurrence, from the end.
+// The number of chunks depends on sizes only: results do not depend on the GPU.
+
+enum { SCAN_THREADS = 128, SCAN_CHANNELS = 32, SCAN_GROUP = 16, SCAN_TILE = 32, SCAN_KEPT = 16, SCAN_HALF = 8 };
+enum { SCAN_PITCH = SCAN_CHANNELS + 8 };  // of a tile's rows: 4 positions of 8 channels lie in 32 different banks
+enum { SCAN_BLOCKS = 384 };  // that many are wanted: about 3 on each of an H100's 132 multiprocessors
+#define SCAN_WARP 0xffffffffu
+
+typedef struct {  // as in the signatures of train_vivim.c; n0 is the group's first state, length the positions of a chunk
+    const float *u, *dt, *dy, *Bt, *Ct, *A_log, *D_skip;
+    int ldbc, order, T, P, D, N, n0, length, chunks;
+} ScanCuda;
+
+typedef struct { int d, g, c, b, first, end, row; } ScanPlace;  // channel, lane's quarter, channel in the block, clip, chunk
+
+static __device__ __forceinline__ ScanPlace scan_place(const ScanCuda &p) {
+    ScanPlace at;
+    at.g = threadIdx.x % 4, at.c = threadIdx.x / 4, at.d = blockIdx.x * SCAN_CHANNELS + at.c, at.b = blockIdx.z;
+    at.first = blockIdx.y * p.length, at.end = min_int(at.first + p.length, p.T * p.P), at.row = 0;
+    return at;
+}
+
+// a = A log2(e) of the lane's 4 states
+static __device__ __forceinline__ void scan_rates(float *a, const ScanCuda &p, const ScanPlace &at) {
+    #pragma unroll
+    for (int n = 0; n < 4; n++) {
+        int state = p.n0 + at.g * 4 + n;
+        a[n] = at.d < p.D && state < p.N ? -LOG2_E * exp_simd(p.A_log[(size_t)at.d * p.N + state]) : 0.0f;
+    }
+}
+
+static __device__ __forceinline__ void load4(float *v, const float4 *from) {
+    float4 q = *from;
+    v[0] = q.x, v[1] = q.y, v[2] = q.z, v[3] = q.w;
+}
+
+// tile[i] (32 channels) = row of x (L, D) at the i-th of `tokens` positions; lane i holds the row of position i
+template <int TOKENS>
+static __device__ __forceinline__ void scan_stage(float (*tile)[SCAN_PITCH], const float *x, int row, int count, int D) {
+    int lane = threadIdx.x % 32, d = blockIdx.x * SCAN_CHANNELS + lane;
+    float v[TOKENS / 4];
+    #pragma unroll
+    for (int k = 0; k < TOKENS / 4; k++) {
+        int i = threadIdx.x / 32 + k * 4;
+        size_t from = (size_t)__shfl_sync(SCAN_WARP, row, i) * D + d;
+        v[k] = i < count && d < D ? x[from] : 0.0f;
+    }
+    #pragma unroll
+    for (int k = 0; k < TOKENS / 4; k++) tile[threadIdx.x / 32 + k * 4][lane] = v[k];
+}
+
+// tile[i] (16 states) = row of Bt or Ct (L, ldbc), from state n0 of N
+template <int TOKENS>
+static __device__ __forceinline__ void scan_stage_states(float4 (*tile)[4], const float *x, int row, int count,
+                                                         const ScanCuda &p) {
+    int n = threadIdx.x % SCAN_GROUP;
+    float v[TOKENS / 8];
+    #pragma unroll
+    for (int k = 0; k < TOKENS / 8; k++) {
+        int i = threadIdx.x / SCAN_GROUP + k * 8;
+        size_t from = (size_t)__shfl_sync(SCAN_WARP, row, i) * p.ldbc + p.n0 + n;
+        v[k] = i < count && p.n0 + n < p.N ? x[from] : 0.0f;
+    }
+    #pragma unroll
+    for (int k = 0; k < TOKENS / 8; k++) ((float *)tile[threadIdx.x / SCAN_GROUP + k * 8])[n] = v[k];
+}
+
+// Sums over lanes by halves: in each round a lane gives one half of its values away and receives its partner's other half.
+// LANE is the first partner's distance, LAST the last one's. With v of 4 values: fold<4, 2, 1> leaves in v[0] of lane g the
+// sum of v[g] over 4 lanes; with 32: fold<32, 16, 4> leaves in v[0..3] of lane l the sums of v[4 (l/4) ..] over 8 lanes.
+template <int VALUES, int LANE, int LAST>
+static __device__ __forceinline__ void fold(float *v) {
+    bool upper = threadIdx.x & LANE;
+    #pragma unroll
+    for (int k = 0; k < VALUES / 2; k++) {
+        float mine = upper ? v[k + VALUES / 2] : v[k], other = upper ? v[k] : v[k + VALUES / 2];
+        v[k] = mine + __shfl_xor_sync(SCAN_WARP, other, LANE);
+    }
+    if constexpr (LANE > LAST) fold<VALUES / 2, LANE / 2, LAST>(v);
+}
+
+// Step 1. Forward: h = e h + dt u Bt from the chunk's first position. Backward, from its last: passed = e (passed + dy Ct),
+// what reaches the position before. ends (B, chunks, D, 16), sums (B, chunks, D)
+template <bool BACKWARD>
+static __global__ __launch_bounds__(SCAN_THREADS) void scan_chunk_kernel(float *ends, float *sums, ScanCuda p) {
+    __shared__ float x[SCAN_TILE][SCAN_PITCH], dt[SCAN_TILE][SCAN_PITCH];
+    __shared__ float4 states[SCAN_TILE][4];
+    ScanPlace at = scan_place(p);
+    int L = p.T * p.P, tiles = ceil_div(at.end - at.first, SCAN_TILE);
+    size_t clip = (size_t)at.b * L;
+    float a[4], h[4] = {0.0f, 0.0f, 0.0f, 0.0f}, sum = 0.0f;
+    scan_rates(a, p, at);
+    for (int k = 0; k < tiles; k++) {
+        int s0 = at.first + (BACKWARD ? tiles - 1 - k : k) * SCAN_TILE, count = min_int(SCAN_TILE, at.end - s0);
+        int row = (int)scan_row(p.order, min_int(s0 + threadIdx.x % 32, L - 1), p.T, p.P);
+        __syncthreads();
+        scan_stage<SCAN_TILE>(x, (BACKWARD ? p.dy : p.u) + clip * p.D, row, count, p.D);
+        scan_stage<SCAN_TILE>(dt, p.dt + clip * p.D, row, count, p.D);
+        scan_stage_states<SCAN_TILE>(states, (BACKWARD ? p.Ct : p.Bt) + clip * p.ldbc, row, count, p);
+        __syncthreads();
+        #pragma unroll 8
+        for (int j = 0; j < SCAN_TILE; j++) {
+            int i = BACKWARD ? SCAN_TILE - 1 - j : j;
+            float delta = dt[i][at.c], v = BACKWARD ? x[i][at.c] : delta * x[i][at.c], q[4];
+            load4(q, &states[i][at.g]);
+            sum += delta;
+            #pragma unroll
+            for (int n = 0; n < 4; n++) {
+                float e = exp2f(delta * a[n]);
+                h[n] = BACKWARD ? e * (h[n] + v * q[n]) : e * h[n] + v * q[n];
+            }
+        }
+    }
+    if (at.d >= p.D) return;
+    size_t to = ((size_t)at.b * p.chunks + blockIdx.y) * p.D + at.d;
+    ((float4 *)ends)[to * 4 + at.g] = make_float4(h[0], h[1], h[2], h[3]);
+    if (at.g == 0) sums[to] = sum;
+}
+
+// Step 2, a thread for each state (B, D, 16): starts (B, chunks, D, 16) = h before each chunk, in the order of the walk
+static __global__ void scan_join_kernel(float *__restrict__ starts, const float *__restrict__ ends,
+                                        const float *__restrict__ sums, ScanCuda p, int B, int backward) {
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x, width = (size_t)p.D * SCAN_GROUP;
+    if (i >= B * width) return;
+    size_t clip = i / width * p.chunks;
+    int d = (int)(i % width / SCAN_GROUP), n = (int)(i % SCAN_GROUP);
+    float a = p.n0 + n < p.N ? -LOG2_E * exp_simd(p.A_log[(size_t)d * p.N + p.n0 + n]) : 0.0f, h = 0.0f;
+    #pragma unroll 16
+    for (int c = 0; c < p.chunks; c++) {
+        size_t at = (clip + (backward ? p.chunks - 1 - c : c)) * p.D + d;
+        starts[at * SCAN_GROUP + n] = h;
+        h = exp2f(a * sums[at]) * h + ends[at * SCAN_GROUP + n];
+    }
+}
+
+// Step 3, forward. y (B, L, D); states (B, ceil(L/16), D, 16): h before every 16th position, or NULL; starts NULL: one chunk
+static __global__ __launch_bounds__(SCAN_THREADS) void selective_scan_forward_kernel(float *y, float *states,
+                                                                                     const float *starts, ScanCuda p,
+                                                                                     int accumulate) {
+    __shared__ float u[SCAN_TILE][SCAN_PITCH], dt[SCAN_TILE][SCAN_PITCH], y_before[SCAN_TILE][SCAN_PITCH];
+    __shared__ float4 Bt[SCAN_TILE][4], Ct[SCAN_TILE][4];
+    ScanPlace at = scan_place(p);
+    int L = p.T * p.P, here = at.d < p.D;
+    size_t clip = (size_t)at.b * L;
+    float a[4], h[4] = {0.0f, 0.0f, 0.0f, 0.0f}, skip = here && at.g == 0 && p.n0 == 0 ? p.D_skip[at.d] : 0.0f;
+    scan_rates(a, p, at);
+    if (starts && here) load4(h, (const float4 *)starts + (((size_t)at.b * p.chunks + blockIdx.y) * p.D + at.d) * 4 + at.g);
+    for (int s0 = at.first; s0 < at.end; s0 += SCAN_TILE) {
+        int count = min_int(SCAN_TILE, at.end - s0);
+        int row = (int)scan_row(p.order, min_int(s0 + threadIdx.x % 32, L - 1), p.T, p.P);
+        __syncthreads();
+        scan_stage<SCAN_TILE>(u, p.u + clip * p.D, row, count, p.D);
+        scan_stage<SCAN_TILE>(dt, p.dt + clip * p.D, row, count, p.D);
+        scan_stage_states<SCAN_TILE>(Bt, p.Bt + clip * p.ldbc, row, count, p);
+        scan_stage_states<SCAN_TILE>(Ct, p.Ct + clip * p.ldbc, row, count, p);
+        if (accumulate) scan_stage<SCAN_TILE>(y_before, y + clip * p.D, row, count, p.D);
+        __syncthreads();
+        #pragma unroll 2
+        for (int i0 = 0; i0 < SCAN_TILE; i0 += 4) {
+            if (states && i0 % SCAN_KEPT == 0 && i0 < count && here) {
+                size_t kept = (size_t)at.b * ceil_div(L, SCAN_KEPT) + (s0 + i0) / SCAN_KEPT;
+                ((float4 *)states)[(kept * p.D + at.d) * 4 + at.g] = make_float4(h[0], h[1], h[2], h[3]);
+            }
+            float sum[4];
+            #pragma unroll
+            for (int i = 0; i < 4; i++) {
+                float delta = dt[i0 + i][at.c], v = u[i0 + i][at.c], x = delta * v, b[4], c[4];
+                load4(b, &Bt[i0 + i][at.g]);
+                load4(c, &Ct[i0 + i][at.g]);
+                sum[i] = skip * v;
+                #pragma unroll
+                for (int n = 0; n < 4; n++) {
+                    h[n] = exp2f(delta * a[n]) * h[n] + x * b[n];
+                    sum[i] += h[n] * c[n];
+                }
+            }
+            fold<4, 2, 1>(sum);  // lane g has position i0 + g
+            size_t to = (clip + __shfl_sync(SCAN_WARP, row, i0 + at.g)) * p.D + at.d;
+            if (i0 + at.g < count && here) y[to] = accumulate ? y_before[i0 + at.g][at.c] + sum[0] : sum[0];
+        }
+    }
+}
+
+// number of floats in "states": (groups, B, ceil(L/16), D, 16)
+static size_t selective_scan_states_cuda(int B, int T, int P, int D, int N) {
+    return (size_t)ceil_div(N, SCAN_GROUP) * B * ceil_div(T * P, SCAN_KEPT) * D * SCAN_GROUP;
+}
+
+// cuts L into chunks of whole tiles; returns the grid of all blocks
+static dim3 scan_chunks(ScanCuda *p, int B) {
+    int L = p->T * p->P, blocks = ceil_div(p->D, SCAN_CHANNELS) * B, tiles = ceil_div(L, SCAN_TILE);
+    p->length = ceil_div(tiles, max_int(1, min_int(tiles, SCAN_BLOCKS / blocks))) * SCAN_TILE;
+    p->chunks = ceil_div(L, p->length);
+    return dim3(ceil_div(p->D, SCAN_CHANNELS), p->chunks, B);
+}
+
+// steps 1 and 2; starts stays NULL if there is one chunk; the caller frees it
+static float *scan_starts_cuda(const ScanCuda *p, dim3 grid, int B, int backward) {
+    if (p->chunks == 1) return NULL;
+    size_t width = (size_t)B * p->D * SCAN_GROUP, n = width * p->chunks;
+    float *starts = malloc_floats_cuda(n), *ends = malloc_floats_cuda(n), *sums = malloc_floats_cuda(n / SCAN_GROUP);
+    auto kernel = backward ? scan_chunk_kernel<true> : scan_chunk_kernel<false>;
+    kernel<<<grid, SCAN_THREADS, 0, stream_cuda>>>(ends, sums, *p);
+    cudaCheck(cudaGetLastError());
+    scan_join_kernel<<<(unsigned)((width + 127) / 128), 128, 0, stream_cuda>>>(starts, ends, sums, *p, B, backward);
+    cudaCheck(cudaGetLastError());
+    free_check_cuda(ends); free_check_cuda(sums);
+    return starts;
+}
+
+static void selective_scan_forward_cuda(float *y, float *states, const float *u, const float *dt, const float *Bt,
+                                        const float *Ct, int ldbc, const float *A_log, const float *D_skip, int order, int B,
+                                        int T, int P, int D, int N, int accumulate) {
+    if (B == 0 || T * P == 0 || D == 0) return;
+    ScanCuda p = {u, dt, NULL, Bt, Ct, A_log, D_skip, ldbc, order, T, P, D, N, 0, 0, 0};
+    dim3 grid = scan_chunks(&p, B);
+    for (p.n0 = 0; p.n0 < N; p.n0 += SCAN_GROUP) {
+        float *kept = states ? states + selective_scan_states_cuda(B, T, P, D, p.n0) : NULL;
+        float *starts = scan_starts_cuda(&p, grid, B, 0);
+        selective_scan_forward_kernel<<<grid, SCAN_THREADS, 0, stream_cuda>>>(y, kept, starts, p, accumulate || p.n0 > 0);
+        cudaCheck(cudaGetLastError());
+        free_check_cuda(starts);
+    }
+}
+
+// Step 3, backward, with train_vivim.c's formulas. A block walks over its chunk from the end, 16 positions at a time, and in
+// them over 8 and 8: it replays h from the kept state, keeps e and h of 8 positions in registers, and goes back through them.
+// starts: passed behind each chunk. du, ddt (B, L, D), = or += if add. Each block adds its 32 channels into its part of dBt and
+// dCt (D/32, B*L, {dBt, dCt}, 16), and its positions into its part of dA_log (B*chunks, D, N) and dD_skip (B*chunks, D).
+static __global__ __launch_bounds__(SCAN_THREADS, 3) void selective_scan_backward_kernel(
+        float *du, float *ddt, float *dBC, float *dA_log, float *dD_skip, const float *states, const float *starts, ScanCuda p,
+        int add) {
+    __shared__ float u[SCAN_KEPT][SCAN_PITCH], dt[SCAN_KEPT][SCAN_PITCH], dy[SCAN_KEPT][SCAN_PITCH];
+    __shared__ float4 Bt[SCAN_KEPT][4], Ct[SCAN_KEPT][4];
+    __shared__ float4 sums[2][SCAN_THREADS / 32][SCAN_HALF][8];  // half, warp, position, {dBt, dCt} of 16 states
+    ScanPlace at = scan_place(p);
+    int L = p.T * p.P, here = at.d < p.D, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    size_t clip = (size_t)at.b * L, place = ((size_t)at.b * p.chunks + blockIdx.y) * p.D + at.d;
+    float a[4], passed[4] = {0.0f, 0.0f, 0.0f, 0.0f}, dA[4] = {0.0f, 0.0f, 0.0f, 0.0f}, dskip = 0.0f;
+    float skip = here && !add ? p.D_skip[at.d] : 0.0f;
+    scan_rates(a, p, at);
+    if (starts && here) load4(passed, (const float4 *)starts + place * 4 + at.g);
+    for (int s0 = (at.end - 1) / SCAN_KEPT * SCAN_KEPT; s0 >= at.first; s0 -= SCAN_KEPT) {
+        int count = min_int(SCAN_KEPT, at.end - s0);
+        int row = (int)scan_row(p.order, min_int(s0 + lane % SCAN_KEPT, L - 1), p.T, p.P);
+        size_t kept = (((size_t)at.b * ceil_div(L, SCAN_KEPT) + s0 / SCAN_KEPT) * p.D + min_int(at.d, p.D - 1)) * 4 + at.g;
+        __syncthreads();
+        scan_stage<SCAN_KEPT>(u, p.u + clip * p.D, row, count, p.D);
+        scan_stage<SCAN_KEPT>(dt, p.dt + clip * p.D, row, count, p.D);
+        scan_stage<SCAN_KEPT>(dy, p.dy + clip * p.D, row, count, p.D);
+        scan_stage_states<SCAN_KEPT>(Bt, p.Bt + clip * p.ldbc, row, count, p);
+        scan_stage_states<SCAN_KEPT>(Ct, p.Ct + clip * p.ldbc, row, count, p);
+        __syncthreads();
+        #pragma unroll 1
+        for (int half = 1; half >= 0; half--) {
+            int i0 = half * SCAN_HALF;
+            float e[SCAN_HALF][4], h[SCAN_HALF + 1][4];
+            load4(h[0], (const float4 *)states + kept);
+            #pragma unroll 4
+            for (int i = 0; i < i0; i++) {  // to the second half's start
+                float delta = dt[i][at.c], x = delta * u[i][at.c], b[4];
+                load4(b, &Bt[i][at.g]);
+                #pragma unroll
+                for (int n = 0; n < 4; n++) h[0][n] = exp2f(delta * a[n]) * h[0][n] + x * b[n];
+            }
+            #pragma unroll
+            for (int i = 0; i < SCAN_HALF; i++) {  // replay
+                float delta = dt[i0 + i][at.c], x = delta * u[i0 + i][at.c], b[4];
+                load4(b, &Bt[i0 + i][at.g]);
+                #pragma unroll
+                for (int n = 0; n < 4; n++) {
+                    e[i][n] = exp2f(delta * a[n]);
+                    h[i + 1][n] = e[i][n] * h[i][n] + x * b[n];
+                }
+            }
+            #pragma unroll
+            for (int i4 = SCAN_HALF - 4; i4 >= 0; i4 -= 4) {  // and back
+                float dx[4], dexponent[4], dbc[32];  // dbc (4 positions, {dBt, dCt}, 4 states)
+                #pragma unroll
+                for (int k = 3; k >= 0; k--) {
+                    int i = i4 + k;
+                    float delta = dt[i0 + i][at.c], x = delta * u[i0 + i][at.c], dy_i = dy[i0 + i][at.c], b[4], c[4];
+                    load4(b, &Bt[i0 + i][at.g]);
+                    load4(c, &Ct[i0 + i][at.g]);
+                    dx[k] = dexponent[k] = 0.0f;
+                    #pragma unroll
+                    for (int n = 0; n < 4; n++) {
+                        float gradient = passed[n] + dy_i * c[n];
+                        dbc[k * 8 + n] = gradient * x;
+                        dbc[k * 8 + 4 + n] = dy_i * h[i + 1][n];
+                        dx[k] += gradient * b[n];
+                        passed[n] = gradient * e[i][n];
+                        float q = passed[n] * h[i][n];
+                        dexponent[k] += q * a[n];
+                        dA[n] += q * delta;
+                    }
+                }
+                fold<32, 16, 4>(dbc);  // lane l has position i4 + l/8, states 4 g .. of dBt if l/4 is even, else of dCt
+                sums[half][warp][i4 + lane / 8][lane / 4 % 2 * 4 + at.g] = make_float4(dbc[0], dbc[1], dbc[2], dbc[3]);
+                fold<4, 2, 1>(dx);  // lane g has position i4 + g
+                fold<4, 2, 1>(dexponent);
+                int i = i0 + i4 + at.g;
+                float delta = dt[i][at.c], v = u[i][at.c], dy_i = dy[i][at.c];
+                float du_i = dx[0] * delta + dy_i * skip, ddt_i = dx[0] * v + dexponent[0] * LN_2;
+                size_t to = (clip + __shfl_sync(SCAN_WARP, row, i)) * p.D + at.d;
+                if (i < count && here) {
+                    du[to] = add ? du[to] + du_i : du_i;
+                    ddt[to] = add ? ddt[to] + ddt_i : ddt_i;
+                }
+                dskip += dy_i * v;
+            }
+            __syncthreads();
+            #pragma unroll
+            for (int k = 0; k < 2; k++) {  // a warp sums the positions warp and warp + 4 over the warps' channels
+                int i = warp + 4 * k, at_row = __shfl_sync(SCAN_WARP, row, i0 + i);
+                float sum = 0.0f;
+                #pragma unroll
+                for (int w = 0; w < SCAN_THREADS / 32; w++) sum += ((const float *)sums[half][w][i])[lane];
+                size_t part = (size_t)blockIdx.x * gridDim.z * L + clip + at_row;
+                if (i0 + i < count) dBC[part * 2 * SCAN_GROUP + lane] = sum;
+            }
+        }
+    }
+    dskip += __shfl_xor_sync(SCAN_WARP, dskip, 1);
+    dskip += __shfl_xor_sync(SCAN_WARP, dskip, 2);
+    if (!here) return;
+    if (at.g == 0 && !add) dD_skip[place] = dskip;
+    #pragma unroll
+    for (int n = 0; n < 4; n++) {  // dA_log = dA A, A = a ln 2
+        int state = p.n0 + at.g * 4 + n;
+        if (state < p.N) dA_log[place * p.N + state] = dA[n] * (a[n] * LN_2);
+    }
+}
+
+// dBt, dCt (rows, lddbc), states n0 .. of N = sums of partial (parts, rows, {dBt, dCt}, 16)
+static __global__ void scan_add_channels_kernel(float *dBt, float *dCt, int lddbc, const float *partial, int parts, size_t rows,
+                                                int n0, int N) {
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x, row = i / (2 * SCAN_GROUP);
+    int k = (int)(i % (2 * SCAN_GROUP)), n = n0 + k % SCAN_GROUP;
+    if (row >= rows || n >= N) return;
+    float sum = 0.0f;
+    #pragma unroll 4
+    for (int part = 0; part < parts; part++) sum += partial[(size_t)part * rows * 2 * SCAN_GROUP + i];
+    (k < SCAN_GROUP ? dBt : dCt)[row * lddbc + n] = sum;
+}
+
+static void selective_scan_backward_cuda(float *du, float *ddt, float *dBt, float *dCt, int lddbc, float *dA_log,
+                                         float *dD_skip, const float *dy, const float *u, const float *dt, const float *Bt,
+                                         const float *Ct, int ldbc, const float *A_log, const float *D_skip,
+                                         const float *states, int order, int B, int T, int P, int D, int N) {
+    if (B == 0 || T * P == 0 || D == 0) return;
+    ScanCuda p = {u, dt, dy, Bt, Ct, A_log, D_skip, ldbc, order, T, P, D, N, 0, 0, 0};
+    dim3 grid = scan_chunks(&p, B);
+    int places = B * p.chunks;
+    size_t rows = (size_t)B * T * P, n = rows * 2 * SCAN_GROUP;
+    float *dBC = malloc_floats_cuda(grid.x * n), *dA = malloc_floats_cuda((size_t)places * D * N);
+    float *dskip = malloc_floats_cuda((size_t)places * D);
+    for (p.n0 = 0; p.n0 < N; p.n0 += SCAN_GROUP) {
+        const float *kept = states + selective_scan_states_cuda(B, T, P, D, p.n0);
+        float *starts = scan_starts_cuda(&p, grid, B, 1);
+        selective_scan_backward_kernel<<<grid, SCAN_THREADS, 0, stream_cuda>>>(du, ddt, dBC, dA, dskip, kept, starts, p,
+                                                                               p.n0 > 0);
+        cudaCheck(cudaGetLastError());
+        scan_add_channels_kernel<<<(unsigned)((n + 255) / 256), 256, 0, stream_cuda>>>(dBt, dCt, lddbc, dBC, (int)grid.x, rows,
+                                                                                        p.n0, N);
+        cudaCheck(cudaGetLastError());
+        free_check_cuda(starts);
+    }
+    add_parts_cuda(dA_log, dA, places, (size_t)D * N);
+    add_parts_cuda(dD_skip, dskip, places, (size_t)D);
+    free_check_cuda(dBC); free_check_cuda(dA); free_check_cuda(dskip);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 11 THE GRAPH
+
+static void (*const model_trainable_host)(Model *) = model_trainable;  // the names' last use as the CPU's
+static float *(*const malloc_floats_host)(size_t) = malloc_floats;
+
+#include "dev/cuda_names.h"
+#define VIVIM_GRAPH
+#include "train_vivim.c"
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 12 THE MODEL ON THE DEVICE, MAIN
+//
+// The host's Model is the one that is saved and loaded. Its twin has the same tables and sizes, but parameters, gradients,
+// moments and activations of its own, on the device.
+
+static struct {
+    const Model *of;       // the host's model, NULL: there is none yet
+    Model model;           // the twin
+    AffineNet affine;      // of the host's frozen network; affine_of: which one
+    const AffineNet *affine_of;
+    float *input, *mask, *first_mask;  // of a batch
+    size_t pixels, clips;  // for which they have room: B*T*H*W, B*H*W
+    float *logits;         // (outputs, H, W) on the host: what the host's model->logits points to
+    size_t logits_size;
+} twin;
+
+static float *copy_to_device(const float *from, size_t n) {
+    float *p = malloc_floats(n);
+    to_device(p, from, n * sizeof(float));
+    return p;
+}
+
+// Weights, buffers and, once both sides have them, Adam's moments
+static void send_cuda(Model *m) {
+    Model *t = &twin.model;
+    if (twin.of != m) return;
+    to_device(t->params, m->params, m->num_params * sizeof(float));
+    to_device(t->buffers, m->buffers, m->num_buffers * sizeof(float));
+    if (m->adam_m) {
+        model_trainable(t);
+        to_device(t->adam_m, m->adam_m, m->num_params * sizeof(float));
+        to_device(t->adam_v, m->adam_v, m->num_params * sizeof(float));
+    }
+    t->step = m->step, t->batches_tracked = m->batches_tracked;
+    settle_cuda();
+}
+
+static void fetch_cuda(Model *m) {
+    const Model *t = &twin.model;
+    if (twin.of != m) return;
+    to_host(m->params, t->params, m->num_params * sizeof(float));
+    to_host(m->buffers, t->buffers, m->num_buffers * sizeof(float));
+    if (t->adam_m) {
+        model_trainable_host(m);
+        to_host(m->adam_m, t->adam_m, m->num_params * sizeof(float));
+        to_host(m->adam_v, t->adam_v, m->num_params * sizeof(float));
+    }
+}
+
+// Makes the twin of a host's model: a copy of it whose tensors are on the device
+static void twin_init(Model *m) {
+    Model *t = &twin.model;
+    start_cuda();
+    if (twin.of) fail("internal error: one model at a time has a place on the GPU; please report it");
+    *t = *m;
+    twin.of = m;
+    t->sublayers = (Sublayer *)malloc((size_t)m->num_sublayers * sizeof(Sublayer));
+    if (t->sublayers == NULL) out_of_memory((double)m->num_sublayers * sizeof(Sublayer));
+    memcpy(t->sublayers, m->sublayers, (size_t)m->num_sublayers * sizeof(Sublayer));
+    memset(&t->kept, 0, sizeof t->kept); memset(&t->scratch, 0, sizeof t->scratch);
+    t->grads = t->adam_m = t->adam_v = NULL;
+    t->params = malloc_floats(m->num_params), t->buffers = malloc_floats(max_int(1, (int)m->num_buffers));
+    send_cuda(m);
+}
+
+static void plan_cuda(Model *m, int B, int T, int H, int W, int training, int all_frames, int verbose) {
+    if (twin.of != m) twin_init(m);
+    size_t clips = (size_t)B * H * W, outputs = all_frames ? clips * T : clips;
+    model_plan(&twin.model, B, T, H, W, training, all_frames, verbose);
+    if (twin.pixels < clips * T || twin.clips < clips) {
+        free_check(twin.input), free_check(twin.mask), free_check(twin.first_mask);
+        twin.pixels = clips * T, twin.clips = clips;
+        twin.input = malloc_floats(3 * twin.pixels), twin.mask = malloc_floats(clips), twin.first_mask = malloc_floats(clips);
+    }
+    if (twin.logits_size < outputs) {
+        free(twin.logits);
+        twin.logits = malloc_floats_host(outputs), twin.logits_size = outputs;
+    }
+    m->logits = twin.logits;
+}
+
+static void forward_cuda(Model *m, const float *input) {
+    Model *t = &twin.model;
+    size_t clips = (size_t)t->B * t->H * t->W;
+    to_device(twin.input, input, 3 * clips * t->T * sizeof(float));
+    model_forward(t, twin.input);
+    to_host(m->logits, t->logits, (t->all_frames ? clips * t->T : clips) * sizeof(float));
+}
+
+static Losses step_cuda(Model *m, const AffineNet *f, const float *input, const float *mask, const float *first_mask,
+                        double lr) {
+    Model *t = &twin.model;
+    size_t clips = (size_t)t->B * t->H * t->W;
+    if (f && twin.affine_of != f) {  // frozen: it is copied once
+        twin.affine = *f, twin.affine_of = f;
+        twin.affine.net.params = copy_to_device(f->net.params, f->net.num_params);
+    }
+    to_device(twin.input, input, 3 * clips * t->T * sizeof(float));
+    to_device(twin.mask, mask, clips * sizeof(float));
+    to_device(twin.first_mask, first_mask, clips * sizeof(float));
+    Losses loss = train_step(t, f ? &twin.affine : NULL, twin.input, twin.mask, twin.first_mask, lr);
+    m->step = t->step, m->batches_tracked = t->batches_tracked;
+    return loss;
+}
+
+static double memory_cuda(void) {
+    size_t available = 0, all = 0;
+    start_cuda();
+    cudaCheck(cudaMemGetInfo(&available, &all));
+    return (double)available;
+}
+
+#ifndef VIVIM_NO_CUDA_MAIN
+int main(int argc, char **argv) {
+    device.plan = plan_cuda, device.forward = forward_cuda, device.step = step_cuda;
+    device.fetch = fetch_cuda, device.send = send_cuda, device.memory = memory_cuda;
+    return train_vivim(argc, argv);
+}
+#endif
