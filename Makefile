@@ -53,7 +53,7 @@ EMU_ORDERS = forward reverse 7
 # left out, for they take minutes: trajectory, ten steps, plan, the trained network, b0 and b3
 EMU_TESTS  = op golden drop model.hash ^golden.trajectory ^model.hash_b0 ^model.hash_b3
 
-.PHONY: help prepro dev data test test_emu clean
+.PHONY: help prepro dev data test test_emu nvcc clean
 help:
 	@echo "compiler: $(CC)$(if $(findstring -fopenmp,$(CFLAGS)),, - without OpenMP, one thread only: install libgomp or libomp)"
 	@echo "images:   $(if $(HAVE_IMAGES),libjpeg and libpng found,libjpeg or libpng missing, so no prepro/frames: $(IMAGE_HINT))"
@@ -77,6 +77,9 @@ test_vivim: test_vivim.c
 # the same source with every float a double: finite differences, and golden numbers to more digits
 test_vivim_double: test_vivim.c
 	$(CC) $(CFLAGS) -DVIVIM_DOUBLE $< -o $@ $(LDLIBS)
+
+nvcc:  # which one is used; fails if there is none
+	@$(if $(NVCC),echo $(NVCC),echo "$(NO_NVCC)" >&2; exit 1)
 
 train_vivimcu: train_vivim.cu | $(DATA)
 	$(if $(NVCC),,$(error $(NO_NVCC)))
