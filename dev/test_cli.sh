@@ -13,101 +13,19 @@ train=$root/train_vivim phantom=$root/prepro/phantom frames=$root/prepro/frames 
 for program in "$train" "$phantom" "$affine"; do
     [ -x "$program" ] || { echo "test_cli.sh: $program: not built; run make train_vivim prepro" >&2; exit 1; }
 done
-work=$(mktemp -d) || exit 1
-trap 'rm -rf "$work"' EXIT
-trap 'exit 130' HUP INT TERM
-cd "$work" || exit 1
-
-# One thread, unless a case says otherwise, and waiting threads sleep: other work on this machine then costs little time.
-OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive LC_ALL=C
-export OMP_NUM_THREADS OMP_WAIT_POLICY LC_ALL
-
-# ----------------------------------------------------------------------------------------------------------------------
-# the machinery: run a command, judge it, count
-
-passed=0 failed=0 skipped=0
-
-pass() { passed=$((passed + 1)); }
-
-fail() {  # fail CASE PROBLEM: the last command and what it said are shown with it
-    failed=$((failed + 1))
-    echo "FAILED $1: $2"
-    echo "    command: $command"
-    echo "    status:  $status"
-    sed 's/^/    stdout:  /' stdout | tail -n 4
-    sed 's/^/    stderr:  /' stderr | head -n 12
-}
-
-skip() {  # skip COUNT WHY
-    skipped=$((skipped + $1))
-    echo "skipped $1: $2"
-}
-
-run() {  # run COMMAND: sets status; output goes to the files stdout and stderr
-    command=$*
-    ("$@") > stdout 2> stderr < "${input:-/dev/null}"
-    status=$?
-}
-
-# refuse CASE WORDS COMMAND: the command exits 1 with one line on stderr, "program: ...", in which every one of WORDS
-# stands. Commands write below new/, which is emptied before; afterwards it holds no file.
-refuse() {
-    what=$1 words=$2
-    shift 2
-    rm -rf new && mkdir new
-    run "$@"
-    judge_refusal && pass
-}
-
-judge_refusal() {
-    problem=
-    [ "$status" -eq 1 ] || problem="the exit status is not 1"
-    [ -n "$problem" ] || [ "$(wc -l < stderr)" -eq 1 ] || problem="stderr is not one line"
-    [ -n "$problem" ] || grep -q -E '^(train_vivim|phantom|frames|affine): ' stderr || problem="stderr does not begin with the program's name"
-    for word in $words; do
-        [ -n "$problem" ] || grep -q -F -e "$word" stderr || problem="stderr does not say '$word'"
-    done
-    left=$(find new ! -type d | head -n 3 | tr '\n' ' ')
-    [ -n "$problem" ] || [ -z "$left" ] || problem="it left $left"
-    [ -z "$problem" ] && return 0
-    fail "$what" "$problem"
-    return 1
-}
-
-accept() {  # accept CASE COMMAND: exits 0 and says nothing on stderr
-    what=$1
-    shift
-    run "$@"
-    if [ "$status" -ne 0 ]; then fail "$what" "the exit status is not 0"
-    elif [ -s stderr ]; then fail "$what" "it complains"
-    else pass; fi
-}
-
-check() {  # check CASE TEST: TEST is any command; its status decides
-    checked=$1
-    shift
-    if "$@" > /dev/null 2>&1; then pass; else fail "$checked" "not so: $*"; fi
-}
-
-check_equal() { check "$1: '$2' is '$3'" [ "$2" = "$3" ]; }
+programs='train_vivim|phantom|frames|affine'
+. "$root/dev/test_lib.sh"
 
 # ----------------------------------------------------------------------------------------------------------------------
 # bytes, pictures, limits
-
-put() {  # put FILE OFFSET BYTES: overwrites bytes (as printf's octal escapes)
-    printf "$3" | dd of="$1" bs=1 seek="$2" conv=notrunc 2> /dev/null
-}
 
 number() {  # number N: the int32 N as four escaped bytes, little-endian
     printf '\\%03o\\%03o\\%03o\\%03o' $(($1 & 255)) $(($1 >> 8 & 255)) $(($1 >> 16 & 255)) $(($1 >> 24 & 255))
 }
 
-cut_to() { dd if="$1" of="$3" bs="$2" count=1 2> /dev/null; }  # cut_to FILE BYTES OUT: its first BYTES (at least 1) bytes
-
 field() { od -A n -t d4 -j $((4 * $2)) -N 4 "$1" | tr -d ' '; }       # field SHARD I: number I of the header
 byte() { od -A n -t u1 -j "$2" -N 1 "$1" | tr -d ' '; }               # byte FILE OFFSET
 text() { dd if="$1" bs=1 skip="$2" count="$3" 2> /dev/null | tr -d '\000'; }  # text FILE OFFSET COUNT
-size() { wc -c < "$1" | tr -d ' '; }
 
 shape() {  # shape SHARD: "videos frames HxW masks"
     echo "$(field "$1" 2) $(field "$1" 3) $(field "$1" 4)x$(field "$1" 5) $(field "$1" 7)"
@@ -740,5 +658,4 @@ for group in ${*:-phantom frames shards options out init affine prediction limit
     if [ "$group" != frames ] || [ -x "$frames" ]; then "test_$group"; else skip 1 "all of prepro/frames: it was not built"; fi
 done
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ "$failed" -eq 0 ]
+tally

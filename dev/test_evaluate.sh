@@ -14,76 +14,21 @@ if [ ! -x "$evaluate" ]; then
     echo "0 passed, 0 failed, 1 skipped"
     exit 0
 fi
-work=$(mktemp -d) || exit 1
-trap 'rm -rf "$work"' EXIT
-trap 'exit 130' HUP INT TERM
-cd "$work" || exit 1
-OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive LC_ALL=C
-export OMP_NUM_THREADS OMP_WAIT_POLICY LC_ALL
+programs=evaluate
+. "$root/dev/test_lib.sh"
 
-# ----------------------------------------------------------------------------------------------------------------------
-# the machinery: run a command, judge it, count
-
-passed=0 failed=0 skipped=0
-
-pass() { passed=$((passed + 1)); }
-
-fail() {  # fail CASE PROBLEM: the last command and what it said are shown with it
-    failed=$((failed + 1))
-    echo "FAILED $1: $2"
-    echo "    command: $command"
-    echo "    status:  $status"
-    sed 's/^/    stdout:  /' stdout | tail -n 4
-    sed 's/^/    stderr:  /' stderr | head -n 12
-}
-
-skip() {  # skip COUNT WHY
-    skipped=$((skipped + $1))
-    echo "skipped $1: $2"
-}
-
-run() {  # run COMMAND: sets status; output goes to the files stdout and stderr
-    command=$*
-    ("$@") > stdout 2> stderr < /dev/null
-    status=$?
-}
-
-# refuse CASE WORDS OPTIONS: evaluate exits 1 with one line on stderr, "evaluate: ...", in which every one of WORDS stands,
-# and nothing on stdout. The options may say --json new/j: new/ must hold no file afterwards.
-refuse() {
-    what=$1 words=$2 problem=
+refuses() {  # refuses CASE WORDS OPTIONS: evaluate does, and prints no table
+    what=$1 words=$2
     shift 2
-    rm -rf new && mkdir new
-    run "$evaluate" "$@"
-    [ "$status" -eq 1 ] || problem="the exit status is not 1"
-    [ -n "$problem" ] || [ "$(wc -l < stderr)" -eq 1 ] || problem="stderr is not one line"
-    [ -n "$problem" ] || grep -q '^evaluate: ' stderr || problem="stderr does not begin with the program's name"
-    [ -n "$problem" ] || [ ! -s stdout ] || problem="it prints a table"
-    for word in $words; do
-        [ -n "$problem" ] || grep -q -F -e "$word" stderr || problem="stderr does not say '$word'"
-    done
-    [ -n "$problem" ] || [ -z "$(find new -type f)" ] || problem="it left $(find new -type f | head -n 1)"
-    if [ -z "$problem" ]; then pass; else fail "$what" "$problem"; fi
+    refuse "$what" "$words" "$evaluate" "$@"
+    check "$what: no table" [ ! -s stdout ]
 }
 
-accept() {  # accept CASE OPTIONS: evaluate exits 0 and says nothing on stderr
+accepts() {  # accepts CASE OPTIONS
     what=$1
     shift
-    run "$evaluate" "$@"
-    if [ "$status" -ne 0 ]; then fail "$what" "the exit status is not 0"
-    elif [ -s stderr ]; then fail "$what" "it complains"
-    else pass; fi
+    accept "$what" "$evaluate" "$@"
 }
-
-check() {  # check CASE TEST: TEST is any command; its status decides
-    checked=$1
-    shift
-    if "$@" > /dev/null 2>&1; then pass; else fail "$checked" "not so: $*"; fi
-}
-
-put() { printf "$3" | dd of="$1" bs=1 seek="$2" conv=notrunc 2> /dev/null; }  # put FILE OFFSET BYTES (octal escapes)
-cut_to() { dd if="$1" of="$3" bs="$2" count=1 2> /dev/null; }                 # cut_to FILE BYTES OUT
-size() { wc -c < "$1" | tr -d ' '; }
 
 # of JSON PROTOCOL KEY: a number of the overall scores, which come first in the file
 of() {
@@ -102,7 +47,7 @@ test_numbers() {  # test_numbers EXPECTED PRED...: every pair of PRED and masks 
     rm -f first.txt
     for pred in "$@"; do
         for masks in in/masks.bin in/masks; do
-            accept "$pred, $masks" --pred "$pred" --masks "$masks" --json out.json
+            accepts "$pred, $masks" --pred "$pred" --masks "$masks" --json out.json
             grep -v '"pred"' out.json > numbers.json
             [ -e first.txt ] || { cp stdout first.txt; cp numbers.json first.json; }
             check "$pred, $masks: the same table" cmp stdout first.txt
@@ -130,26 +75,26 @@ test_good() {
     fi
     check "no temporary file" [ ! -e out.json.tmp ]
 
-    accept "4 threads" --pred in/pred --masks in/masks.bin --threads 4 --json threads.json
+    accepts "4 threads" --pred in/pred --masks in/masks.bin --threads 4 --json threads.json
     check "4 threads: the same table" cmp stdout first.txt
-    accept "perfect predictions" --pred in/masks --masks in/masks.bin --json perfect.json
+    accepts "perfect predictions" --pred in/masks --masks in/masks.bin --json perfect.json
     check "perfect: specificity" near "$(of perfect.json ultrasound specificity)" 1
     check "perfect: MAE" near "$(of perfect.json polyp mae)" 0
-    accept "flat folders" --pred in/flat_pred --masks in/flat_masks --json flat.json
+    accepts "flat folders" --pred in/flat_pred --masks in/flat_masks --json flat.json
     run "$evaluate" --pred in/pred --masks in/masks
     grep '^v10' stdout | sed 's/^v10 *//' > of_video
     run "$evaluate" --pred in/flat_pred --masks in/flat_masks
     grep '^flat_masks' stdout | sed 's/^flat_masks *//' > of_flat
     check "flat folders: the numbers of the same video" cmp of_video of_flat
     for protocol in ultrasound polyp released; do
-        accept "--protocol $protocol" --pred in/pred --masks in/masks --protocol $protocol --json one.json
+        accepts "--protocol $protocol" --pred in/pred --masks in/masks --protocol $protocol --json one.json
         check "--protocol $protocol: its numbers" [ "$(of one.json $protocol dice)" = "$(of first.json $protocol dice)" ]
         check "--protocol $protocol: no other" [ "$(grep -c -E '"(ultrasound|polyp|released)": \{' one.json)" -le 5 ]
     done
-    accept "--keep-ends" --pred in/pred --masks in/masks --keep-ends --json ends.json
+    accepts "--keep-ends" --pred in/pred --masks in/masks --keep-ends --json ends.json
     check "--keep-ends: all frames count" [ "$(of ends.json overall polyp_frames)" = 14 ]
     check "--keep-ends: another maxDice" sh -c "[ $(of ends.json polyp max_dice) != $(of first.json polyp max_dice) ]"
-    accept "--help" --help
+    accepts "--help" --help
     for option in pred masks protocol json keep-ends threads help; do
         check "--help lists --$option" grep -q -e "--$option " stdout
     done
@@ -157,13 +102,13 @@ test_good() {
     # JPEG: a grey picture of 16 x 8, the right half white; other files and hidden ones are passed over
     mkdir -p jpeg/v && printf "$jpeg" > jpeg/v/1.jpg && cp jpeg/v/1.jpg jpeg/v/2.JPEG
     echo notes > jpeg/v/notes.txt && : > jpeg/v/.hidden.png
-    accept "JPEG" --pred jpeg --masks jpeg --json jpeg.json
+    accepts "JPEG" --pred jpeg --masks jpeg --json jpeg.json
     check "JPEG: Dice" near "$(of jpeg.json ultrasound dice)" 1
     check "JPEG: specificity" near "$(of jpeg.json ultrasound specificity)" 1
 
     # an older file is replaced as a whole: whoever has it open keeps it
     echo old > old.json && ln old.json link.json
-    accept "over an older JSON" --pred in/pred --masks in/masks --json old.json
+    accepts "over an older JSON" --pred in/pred --masks in/masks --json old.json
     check "over an older JSON: the old bytes are left alone" [ "$(cat link.json)" = old ]
     check "over an older JSON: the new ones are there" grep -q per_video old.json
 }
@@ -172,18 +117,18 @@ test_good() {
 # bad input
 
 refuse_pair() {  # refuse_pair CASE WORDS PRED MASKS
-    refuse "$1" "$2" --pred "$3" --masks "$4" --json new/j
+    refuses "$1" "$2" --pred "$3" --masks "$4" --json new/j
 }
 
 fresh() { rm -rf bad && cp -R "in/$1" bad; }  # fresh WHAT: bad is a copy of in/WHAT
 
 test_bad() {
-    refuse "no options" "--pred"
-    refuse "no masks" "--masks" --pred in/pred
-    refuse "unknown option" "--mask" --pred in/pred --mask in/masks
-    refuse "no value" "--masks" --pred in/pred --masks
-    refuse "unknown protocol" "--protocol roc" --pred in/pred --masks in/masks --protocol roc
-    refuse "threads" "--threads" --pred in/pred --masks in/masks --threads x
+    refuses "no options" "--pred"
+    refuses "no masks" "--masks" --pred in/pred
+    refuses "unknown option" "--mask" --pred in/pred --mask in/masks
+    refuses "no value" "--masks" --pred in/pred --masks
+    refuses "unknown protocol" "--protocol roc" --pred in/pred --masks in/masks --protocol roc
+    refuses "threads" "--threads" --pred in/pred --masks in/masks --threads x
     refuse_pair "missing prediction" "missing.bin --pred" missing.bin in/masks
     refuse_pair "missing masks" "missing --masks" in/pred missing
     refuse_pair "not a shard" "expected.txt shard" in/expected.txt in/masks
@@ -234,7 +179,7 @@ test_bad() {
     refuse_pair "text called PNG" "bad/v2/f9.png PNG" bad in/masks
     fresh masks && cut_to in/masks/v10/f10.png 90 bad/v10/f10.png
     refuse_pair "damaged mask" "bad/v10/f10.png" in/pred bad
-    refuse "4 threads: the first damage is told" "bad/v10/f10.png" --pred in/pred --masks bad --threads 4 --json new/j
+    refuses "4 threads: the first damage is told" "bad/v10/f10.png" --pred in/pred --masks bad --threads 4 --json new/j
     for bytes in 3 40 100 120 158; do
         rm -rf bad && mkdir -p bad/v && cp jpeg/v/2.JPEG bad/v/2.jpg && cut_to jpeg/v/1.jpg $bytes bad/v/1.jpg
         refuse_pair "JPEG of $bytes bytes" "bad/v/1.jpg" bad jpeg
@@ -245,17 +190,17 @@ test_bad() {
     cut_to in/masks.bin $planes ones.bin
     dd if=in/masks.bin bs=$planes skip=1 2> /dev/null | tr '\377' '\001' >> ones.bin
     refuse_pair "masks of 0 and 1" "ones.bin 127" in/pred ones.bin
-    accept "predictions of 0 and 1" --pred ones.bin --masks in/masks.bin
+    accepts "predictions of 0 and 1" --pred ones.bin --masks in/masks.bin
     check "predictions of 0 and 1: a note" grep -q '^note: ' stdout
 
     mkdir short && cp in/pred/short/* short
-    refuse "polyp without a frame to keep" "--keep-ends" --pred short --masks short --protocol polyp --json new/j
+    refuses "polyp without a frame to keep" "--keep-ends" --pred short --masks short --protocol polyp --json new/j
 
-    refuse "JSON in a missing folder" "--json missing/j" --pred in/pred --masks in/masks --json missing/j
-    refuse "JSON is a folder" "--json empty" --pred in/pred --masks in/masks --json empty
-    refuse "JSON is a pipe" "--json pipe" --pred in/pred --masks in/masks --json pipe
+    refuses "JSON in a missing folder" "--json missing/j" --pred in/pred --masks in/masks --json missing/j
+    refuses "JSON is a folder" "--json empty" --pred in/pred --masks in/masks --json empty
+    refuses "JSON is a pipe" "--json pipe" --pred in/pred --masks in/masks --json pipe
     cp in/pred.bin kept.bin
-    refuse "JSON over the predictions" "--json kept.bin" --pred kept.bin --masks in/masks --json kept.bin
+    refuses "JSON over the predictions" "--json kept.bin" --pred kept.bin --masks in/masks --json kept.bin
     check "JSON over the predictions: they are whole" cmp kept.bin in/pred.bin
     check "no temporary file anywhere" [ -z "$(find . -name '*.tmp')" ]
     if (trap "" XFSZ; ulimit -f 1 && dd if=in/masks.bin of=limited bs=8192 count=1) > /dev/null 2>&1; then
@@ -280,5 +225,4 @@ jpeg=$jpeg'\000\000\000\000\000\377\332\000\010\001\001\000\000\077\000\077\363\
 "$test_metrics" --write in || { echo "test_evaluate.sh: dev/test_metrics writes no files"; exit 1; }
 test_good
 test_bad
-echo "$passed passed, $failed failed, $skipped skipped"
-[ "$failed" -eq 0 ]
+tally

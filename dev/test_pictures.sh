@@ -14,86 +14,12 @@ for program in "$phantom" "$overlay" "$report"; do
     echo "test_pictures.sh: $program: not built; run make prepro/phantom prepro/overlay dev/report" >&2
     exit 1
 done
-work=$(mktemp -d) || exit 1
-trap 'rm -rf "$work"' EXIT
-trap 'exit 130' HUP INT TERM
-cd "$work" || exit 1
-LC_ALL=C
-export LC_ALL
-
-# ----------------------------------------------------------------------------------------------------------------------
-# the machinery: run a command, judge it, count
-
-passed=0 failed=0 skipped=0 command= status=
-: > stdout && : > stderr
-
-pass() { passed=$((passed + 1)); }
-
-fail() {  # fail CASE PROBLEM: the last command and what it said are shown with it
-    failed=$((failed + 1))
-    echo "FAILED $1: $2"
-    echo "    command: $command"
-    echo "    status:  $status"
-    sed 's/^/    stderr:  /' stderr | head -n 8
-}
-
-skip() {  # skip COUNT WHY
-    skipped=$((skipped + $1))
-    echo "skipped $1: $2"
-}
-
-run() {
-    command=$*
-    "$@" > stdout 2> stderr < /dev/null
-    status=$?
-}
-
-# refuse CASE WORDS COMMAND: exit 1, one line on stderr with every one of WORDS, no file below new/
-refuse() {
-    what=$1 words=$2
-    shift 2
-    rm -rf new && mkdir new
-    run "$@"
-    judge_refusal && pass
-}
-
-judge_refusal() {
-    problem=
-    [ "$status" -eq 1 ] || problem="the exit status is not 1"
-    [ -n "$problem" ] || [ "$(wc -l < stderr)" -eq 1 ] || problem="stderr is not one line"
-    [ -n "$problem" ] || grep -q -E '^(overlay|report): ' stderr || problem="stderr does not begin with the program's name"
-    for word in $words; do
-        [ -n "$problem" ] || grep -q -F -e "$word" stderr || problem="stderr does not say '$word'"
-    done
-    left=$(find new ! -type d | head -n 3 | tr '\n' ' ')
-    [ -n "$problem" ] || [ -z "$left" ] || problem="it left $left"
-    [ -z "$problem" ] && return 0
-    fail "$what" "$problem"
-    return 1
-}
-
-accept() {  # accept CASE COMMAND: exits 0 and says nothing on stderr
-    what=$1
-    shift
-    run "$@"
-    if [ "$status" -ne 0 ]; then fail "$what" "the exit status is not 0"
-    elif [ -s stderr ]; then fail "$what" "it complains"
-    else pass; fi
-}
-
-check() {  # check CASE TEST: TEST is any command; its status decides
-    checked=$1
-    shift
-    if "$@" > /dev/null 2>&1; then pass; else fail "$checked" "not so: $*"; fi
-}
-
-check_equal() { check "$1: '$2' is '$3'" [ "$2" = "$3" ]; }
+programs='overlay|report'
+. "$root/dev/test_lib.sh"
 
 # ----------------------------------------------------------------------------------------------------------------------
 # shards by hand
 
-size() { wc -c < "$1" | tr -d ' '; }
-cut_to() { dd if="$1" of="$3" bs="$2" count=1 2> /dev/null; }  # cut_to FILE BYTES OUT: its first BYTES bytes
 number() { printf "$(printf '\\%03o\\%03o\\%03o\\%03o' $(($1 & 255)) $(($1 >> 8 & 255)) $(($1 >> 16 & 255)) $(($1 >> 24)))"; }
 repeat() { dd if=/dev/zero bs="$1" count=1 2> /dev/null | tr '\000' "\\$2"; }  # repeat N VALUE (three octal digits)
 
@@ -404,5 +330,4 @@ test_bad_overlay
 test_full_disk
 test_report
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ "$failed" -eq 0 ]
+tally
