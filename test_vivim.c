@@ -47,7 +47,7 @@ Sections: 1 the test frame | 2 golden files | 3 the life of an op | 4 ops and th
 #endif
 
 // Managed memory, which CPU and GPU both reach, for whatever an operation may be given; other libraries' memory is freed as it was taken
-static void *managed_malloc(size_t bytes) {
+__attribute__((noinline)) static void *managed_malloc(size_t bytes) {  // inlined, gcc 12 believes that p dangles
     void *p = NULL;
     return cudaMallocManaged(&p, bytes ? bytes : 1) == cudaSuccess ? p : NULL;
 }
