@@ -35,8 +35,8 @@ DEV    = dev/evaluate dev/report
 # CUDA: nvcc from PATH, $CUDA_HOME or /usr/local/cuda. Compiled for this machine's GPU, or, where there is none, for all from sm_80
 # on that this nvcc knows, with PTX for later ones. CUDA_ARCH="90 100" chooses.
 NVCC = $(or $(shell command -v nvcc 2>/dev/null),$(wildcard $(CUDA_HOME)/bin/nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
-GPU_ARCH   = $(sort $(subst .,,$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -x '[0-9]*\.[0-9]')))
 KNOWN_ARCH = $(filter-out 2% 3% 5% 6% 7%,$(subst sm_,,$(shell $(NVCC) --list-gpu-code 2>/dev/null | grep -x 'sm_[0-9]*')))
+GPU_ARCH   = $(filter $(KNOWN_ARCH),$(sort $(subst .,,$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null))))
 PLAIN_ARCH = $(filter 80 90 100 120,$(KNOWN_ARCH))
 NVCC_ARCH  = $(or $(CUDA_ARCH),$(GPU_ARCH),$(PLAIN_ARCH))
 NVCC_FLAGS = -std=c++17 -O3 -diag-suppress 177 $(foreach a,$(NVCC_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) \

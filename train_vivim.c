@@ -2489,7 +2489,7 @@ static const Option OPTIONS[] = {
     {"threads", "0", "0: as many as OpenMP chooses; results do not depend on it", 'i', 0, 1024, FIELD(threads)},
     {"predict", "", "shard to segment: writes frames and predicted masks to the shard --out", 's', 0, 0, FIELD(predict)},
     {"eval", "", "predict --val and compare with its masks", 'f', 0, 0, FIELD(eval)},
-    {"checkpoint", "out/best.safetensors", "weights for --predict and --eval", 's', 0, 0, FIELD(checkpoint)},
+    {"checkpoint", "out/best.safetensors", "weights for --predict and --eval, with the model's sizes", 's', 0, 0, FIELD(checkpoint)},
     {"stride", "0", "of predicted clips; 0: every frame has a clip of its own (the paper's way)", 'i', 0, 4096, FIELD(stride)},
     {"memory-limit", "0", "GiB that may be used; 0: what the machine has", 'd', 0, 1e6, FIELD(memory_limit)},
     {"bench", "", "time one clip (--frames, --size 256 unless given): forward and training step", 'f', 0, 0, FIELD(bench)},
@@ -2549,7 +2549,9 @@ static struct {
                    double lr);                   // train_step
     void (*fetch)(Model *m), (*send)(Model *m);  // what training changes: to the host before saving, back after loading
     double (*memory)(void);                      // bytes that there are
-} device = {model_plan, model_forward, train_step, nothing, nothing, machine_memory};
+    double (*peak)(void);                        // MB that were in use at a time so far
+    void (*measure)(Model *m, int B, int T, int H, int W, int training, int all_frames);  // model_measure
+} device = {model_plan, model_forward, train_step, nothing, nothing, machine_memory, peak_mb, model_measure};
 
 // Refuses batches that would not fit, and says which would
 static void check_memory(Model *m, const Options *o, int B, int T, int H, int W, int training, int all_frames) {
@@ -2557,12 +2559,12 @@ static void check_memory(Model *m, const Options *o, int B, int T, int H, int W,
     double weights = (double)m->num_params * sizeof(float) * (training ? 4 : 1), needed = 0;
     double limit = o->memory_limit > 0 ? o->memory_limit * GiB : device.memory();
     for (int t = T; t > 0; t = t > 64 ? t * 7 / 8 : t - 1) {
-        model_measure(m, B, t, H, W, training, all_frames);
+        device.measure(m, B, t, H, W, training, all_frames);
         double bytes = weights + (double)m->kept_planned + (double)m->scratch_planned
                      + sizeof(float) * (double)B * t * H * W * 4;  // the images, and what is made of them
         if (t == T) needed = bytes;
         if (bytes > limit && t > 1) continue;
-        if (t < T)
+        if (t < T && bytes <= limit)
             fail("a batch of %d x %d frames of %dx%d needs %.2f GiB, and there are %.2f; --frames %d would fit; or use a "
                  "smaller --batch or --size, or a larger --memory-limit", B, T, H, W, needed / GiB, limit / GiB, t);
         if (bytes > limit)
@@ -2653,6 +2655,7 @@ static void train(const Options *o) {
     snprintf(picture_path, sizeof picture_path, "%s/predictions.png", o->out);
     const AffineNet *f = open_affine(&affine, o, H, W) ? &affine : NULL;
     model_from_options(m, o);
+    data_identity(p.data, &training, &validation, f);
     Options effective = *o;  // for the log and for --resume: what options that were left out came to
     effective.config = m->config.name, effective.frames = T;
     o = &effective;
@@ -2673,6 +2676,9 @@ static void train(const Options *o) {
 
     if (mkdir(o->out, 0777) != 0 && errno != EEXIST)
         fail("%s: cannot make this directory: %s; choose another --out", o->out, strerror(errno));
+    if (o->resume && p.best >= 0 && access(best_path, R_OK) != 0)
+        fail("%s: is gone, and --resume needs it; start again without --resume", best_path);
+    if (!o->resume) unlink(resume_path);  // an older training cannot be gone on with: this one writes its log anew
     FILE *log = open_log(log_path, o, &p, m->num_params);
 
     struct sigaction action; memset(&action, 0, sizeof action);
@@ -2707,6 +2713,7 @@ static void train(const Options *o) {
                 fflush(stdout);
             }
         }
+        int done = !stop_requested;  // the epoch, with its validation: a signal that comes later finds it saved
         train_seconds += seconds() - epoch_start;
         if (!stop_requested)
             printf("%sepoch %3d/%d  lr %.2e  loss %.4f", tty ? "\r\033[K" : "", epoch + 1, o->epochs, lr, p.sum.total / steps);
@@ -2716,7 +2723,8 @@ static void train(const Options *o) {
         if (!stop_requested && ((epoch + 1) % o->eval_every == 0 || epoch + 1 == o->epochs)) {
             Metrics v = evaluate(m, &validation, B, T);
             if (!isfinite(v.loss)) not_a_number(log, "validation loss", m->step, epoch, last_path);
-            if (!stop_requested) {
+            done = !stop_requested;
+            if (done) {
                 fprintf(log, "val %d %.6f", epoch + 1, v.loss);
                 for (int k = METRICS_DICE; k <= METRICS_SPECIFICITY; k++) fprintf(log, " %.6f", v.mean[k]);
                 fprintf(log, " %d\n", v.sums.empty);
@@ -2729,7 +2737,7 @@ static void train(const Options *o) {
                 }
             }
         }
-        if (!stop_requested) p.epoch++, p.step = 0, memset(&p.sum, 0, sizeof p.sum);
+        if (done) p.epoch++, p.step = 0, memset(&p.sum, 0, sizeof p.sum);
         device.fetch(m);
         checkpoint_save(m, last_path, p.epoch, dice, T, H, W);
         save_state(m, resume_path, &p, o, log, log_path);
@@ -2789,7 +2797,7 @@ int train_vivim(int argc, char **argv) {
     options_parse(&options, OPTIONS, argc, argv);
     set_threads_wanted(options.threads);
     if (options.help) {
-        printf("usage: train_vivim [--option value ...]\n\n"
+        printf("usage: " VIVIM_PROGRAM " [--option value ...]\n\n"
                "Trains Vivim, a video vision Mamba, to segment videos. Without options: a tiny model on synthetic clips.\n\n");
         options_help(OPTIONS);
     } else if (options.bench) bench(&options);

@@ -42,6 +42,7 @@ static void cublas_check(cublasStatus_t status, const char *file, int line) {
 
 static cudaStream_t stream_cuda;  // all work is done in this one, in order
 static cublasHandle_t cublas_cuda;
+static cudaMemPool_t pool_cuda;
 
 // Finds a GPU that can be used, makes the stream and cuBLAS's handle; once
 static void start_cuda(void) {
@@ -52,6 +53,15 @@ static void start_cuda(void) {
         fail("no NVIDIA GPU can be used: %s; check the driver with nvidia-smi, or use ./train_vivim, which needs none",
              error != cudaSuccess ? cudaGetErrorString(error) : "none found");
     cudaCheck(cudaSetDevice(0));
+    int major = 0, pools = 0;
+    cudaCheck(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
+    cudaCheck(cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, 0));
+    if (major < 8 || !pools)
+        fail("this GPU is too old (compute capability %d.x; 8.0, an A100's, is needed); use ./train_vivim", major);
+    // memory that was given back stays with the program: else every synchronisation returns it to the driver
+    uint64_t all = UINT64_MAX;
+    cudaCheck(cudaDeviceGetDefaultMemPool(&pool_cuda, 0));
+    cudaCheck(cudaMemPoolSetAttribute(pool_cuda, cudaMemPoolAttrReleaseThreshold, &all));
     cudaCheck(cudaStreamCreate(&stream_cuda));
     cublasCheck(cublasCreate(&cublas_cuda));
     cublasCheck(cublasSetStream(cublas_cuda, stream_cuda));
@@ -2185,6 +2195,16 @@ static Losses step_cuda(Model *m, const AffineNet *f, const float *input, const 
     return loss;
 }
 
+static double peak_cuda(void) {
+    uint64_t bytes = 0;
+    cudaCheck(cudaMemPoolGetAttribute(pool_cuda, cudaMemPoolAttrUsedMemHigh, &bytes));
+    return (double)bytes / 1048576.0;
+}
+
+static void measure_cuda(Model *m, int B, int T, int H, int W, int training, int all_frames) {
+    model_measure(m, B, T, H, W, training, all_frames);
+}
+
 static double memory_cuda(void) {
     size_t available = 0, all = 0;
     start_cuda();
@@ -2196,6 +2216,7 @@ static double memory_cuda(void) {
 int main(int argc, char **argv) {
     device.plan = plan_cuda, device.forward = forward_cuda, device.step = step_cuda;
     device.fetch = fetch_cuda, device.send = send_cuda, device.memory = memory_cuda;
+    device.peak = peak_cuda, device.measure = measure_cuda;
     return train_vivim(argc, argv);
 }
 #endif

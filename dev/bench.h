@@ -40,6 +40,7 @@ static void bench(const Options *o) {
 #endif
     options.edge = 0;
     model_from_options(m, &options);
+    check_memory(m, &options, 1, T, size, size, 1, 0);
     batch_init(&batch, 1, T, size, size);
     for (size_t i = 0; i < (size_t)T * size * size * 3; i++) batch.input[i] = 4.0f * rng_uniform(1, i) - 2.0f;
     for (size_t i = 0; i < (size_t)size * size; i++) batch.mask[i] = i % (size_t)size > (size_t)size / 2 ? 1.0f : 0.0f;
@@ -53,7 +54,7 @@ static void bench(const Options *o) {
     }
     qsort(times, RUNS, sizeof times[0], compare_doubles);
     forward_ms = 1e3 * times[RUNS / 2];
-    forward_mb = peak_mb();
+    forward_mb = device.peak();
     double gflop = model_flops(m) / 1e9;
     printf("forward, evaluation   %9.1f ms  %7.1f GFLOP  %6.1f GFLOP/s  peak %.0f MB\n", forward_ms, gflop, gflop / forward_ms * 1e3, forward_mb);
     fflush(stdout);
@@ -66,7 +67,7 @@ static void bench(const Options *o) {
     }
     qsort(times, RUNS, sizeof times[0], compare_doubles);
     step_ms = 1e3 * times[RUNS / 2];
-    step_mb = peak_mb();
+    step_mb = device.peak();
     printf("training step         %9.1f ms  %7.1f GFLOP  %6.1f GFLOP/s  peak %.0f MB\n", step_ms, 3 * gflop, 3 * gflop / step_ms * 1e3, step_mb);
     printf("{\"config\": \"%s\", \"threads\": %d, \"forward_ms\": %.2f, \"step_ms\": %.2f, \"forward_peak_mb\": %.0f, \"step_peak_mb\": %.0f}\n",
            m->config.name, threads, forward_ms, step_ms, forward_mb, step_mb);

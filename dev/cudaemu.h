@@ -517,7 +517,8 @@ enum cudaMemoryType { cudaMemoryTypeUnregistered, cudaMemoryTypeHost, cudaMemory
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaFuncAttributePreferredSharedMemoryCarveout = 9 };
 enum cudaDeviceAttr {
     cudaDevAttrMaxThreadsPerBlock = 1, cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMaxThreadsPerMultiProcessor = 39,
-    cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor = 76, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
+    cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor = 76, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
+    cudaDevAttrMemoryPoolsSupported = 115
 };
 enum { cudaStreamDefault = 0, cudaStreamNonBlocking = 1, cudaMemAttachGlobal = 1 };
 typedef void *cudaStream_t;
@@ -556,7 +557,8 @@ static inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr what
     (void)number;
     *value = what == cudaDevAttrMaxThreadsPerBlock ? 1024 : what == cudaDevAttrMultiProcessorCount ? 2
            : what == cudaDevAttrMaxThreadsPerMultiProcessor ? 2048 : what == cudaDevAttrComputeCapabilityMajor ? 9
-           : what == cudaDevAttrMaxSharedMemoryPerBlockOptin ? emu::SHARED_OPTIN_LIMIT : 0;
+           : what == cudaDevAttrMaxSharedMemoryPerBlockOptin ? emu::SHARED_OPTIN_LIMIT
+           : what == cudaDevAttrMemoryPoolsSupported;
     return cudaSuccess;
 }
 template <class F> static inline cudaError_t cudaFuncSetAttribute(F *kernel, cudaFuncAttribute what, int value) {
@@ -610,6 +612,20 @@ static inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes *a, con
     memset(a, 0, sizeof *a);
     a->type = emu::device.holds(p) ? cudaMemoryTypeDevice
             : emu::managed.holds(p) ? cudaMemoryTypeManaged : cudaMemoryTypeUnregistered;
+    return cudaSuccess;
+}
+// One pool, whose attributes are numbers of 64 bits; the most that was used is not counted: what is used now stands for it.
+typedef int cudaMemPool_t;
+enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4, cudaMemPoolAttrUsedMemHigh = 8 };
+static inline cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t *pool, int number) {
+    *pool = number;
+    return cudaSuccess;
+}
+static inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void *) { return cudaSuccess; }
+static inline cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t, cudaMemPoolAttr, void *value) {
+    uint64_t bytes = 0;
+    for (const auto &block : emu::device.used) bytes += block.second;
+    memcpy(value, &bytes, sizeof bytes);
     return cudaSuccess;
 }
 static inline cudaError_t cudaMemGetInfo(size_t *unused, size_t *total) {

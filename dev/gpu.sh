@@ -8,6 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 fail() { echo "gpu.sh: $*" >&2; exit 1; }
+export PATH="$PATH:${CUDA_HOME:-/usr/local/cuda}/bin"
 command -v nvidia-smi > /dev/null || fail "nvidia-smi: not found; install NVIDIA's driver"
 name=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1) || fail "nvidia-smi: no GPU can be used"
 file=${1:-dev/results/$(echo "$name" | tr -c 'A-Za-z0-9\n' '_')-$(date +%F).txt}

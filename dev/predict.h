@@ -149,7 +149,7 @@ static void predict(const Options *o) {
                "empty in both)\n", mean[METRICS_DICE], mean[METRICS_JACCARD], mean[METRICS_PRECISION], mean[METRICS_RECALL],
                mean[METRICS_SPECIFICITY], p.metrics.sums.frames, p.metrics.sums.empty);
     }
-    printf("%.1f frames/s, peak memory %.0f MB\n", shard.frames / elapsed, peak_mb());
+    printf("%.1f frames/s, peak memory %.0f MB\n", shard.frames / elapsed, device.peak());
     free(p.prob), free(p.mask), free(p.grey);
     model_free(m), shard_close(&shard);
 }

@@ -126,7 +126,7 @@ static int shape_of(const SafeTensors *file, int axis, const char *format, int i
     char name[128];
     snprintf(name, sizeof name, format, i, j);
     const SafeTensor *s = checkpoint_find(file, name);
-    return s && axis < s->ndim && s->shape[axis] > 0 && s->shape[axis] < 65536 ? (int)s->shape[axis] : 0;
+    return s && s->numel > 0 && axis < s->ndim && s->shape[axis] > 0 && s->shape[axis] < 65536 ? (int)s->shape[axis] : 0;
 }
 
 // The sizes of a model as the shapes in its file tell them. What the file does not have (a SegFormer has no Mamba layers,

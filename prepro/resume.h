@@ -11,12 +11,24 @@ typedef struct {
     double best;                  // its Dice
     Losses sum;                   // of the steps done of this epoch
     int64_t log_bytes;            // length of log.txt
+    char data[160];               // what it is trained on, see data_identity
 } Progress;
 
 enum { RESUME_NUMBERS = 10 };
 
 static const char *const ANY_TIME[] = {"out", "resume", "threads", "save-every", "memory-limit", "checkpoint", "stride",
                                        "predict", "eval", "bench", "help"};  // options that a resumed run may change
+
+// The shards and the frozen network as a line of text: another line, other data
+static void data_identity(char text[160], const Shard *training, const Shard *validation, const AffineNet *f) {
+    uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a of F's numbers
+    for (size_t i = 0; f && i < f->net.num_params; i++) {
+        uint32_t bits; memcpy(&bits, &f->net.params[i], sizeof bits);
+        hash = (hash ^ bits) * 0x100000001b3u;
+    }
+    snprintf(text, 160, "%d videos of %d frames, %d of %d, %dx%d, F %016llx", training->videos, training->frames,
+             validation->videos, validation->frames, training->H, training->W, (unsigned long long)(f ? hash : 0));
+}
 
 static int may_change(const char *option) {
     for (size_t i = 0; i < sizeof ANY_TIME / sizeof ANY_TIME[0]; i++)
@@ -27,7 +39,7 @@ static int may_change(const char *option) {
 static void resume_save(const Model *m, const char *path, const Progress *p, const Options *o) {
     enum { ROWS = sizeof OPTIONS / sizeof OPTIONS[0] - 1 };
     char err[4608], text[ROWS][OPTION_TEXT];
-    const char *keys[ROWS], *values[ROWS];
+    const char *keys[ROWS + 1], *values[ROWS + 1];
     double numbers[RESUME_NUMBERS] = {(double)p->epoch, (double)p->step, (double)p->best_epoch, p->best, p->sum.total,
         p->sum.seg, p->sum.edge, p->sum.affine, (double)m->step, (double)m->batches_tracked};
     int64_t n = (int64_t)m->num_params, b = (int64_t)m->num_buffers;
@@ -42,6 +54,7 @@ static void resume_save(const Model *m, const char *path, const Progress *p, con
         option_text(text[fixed], o, t);
         keys[fixed] = t->name, values[fixed] = text[fixed], fixed++;
     }
+    keys[fixed] = "data", values[fixed] = p->data, fixed++;
     if (safetensors_write(path, tensors, 6, keys, values, fixed, err, sizeof err) != 0) fail("%s", err);
 }
 
@@ -64,6 +77,9 @@ static void resume_load(Model *m, const char *path, Progress *p, const Options *
             if (*c < 32 || *c > 126) *c = '?';  // the file may be anyone's, the terminal is ours
         fail("--%s %s: the training in %s has '%s'; --resume needs the same options", t->name, text, path, other);
     }
+    const char *data = safetensors_metadata(&file, "data");
+    if (data == NULL || strcmp(data, p->data) != 0)
+        fail("%s: the shards or the frozen network have changed since; --resume needs the same data", path);
     model_trainable(m);
     resume_read(m->params, m->num_params, &file, "params", path);
     resume_read(m->buffers, m->num_buffers, &file, "buffers", path);
@@ -88,6 +104,9 @@ static void resume_load(Model *m, const char *path, Progress *p, const Options *
 
 // the log, at its end; of a resumed training, where the saved state left it
 static FILE *open_log(const char *path, const Options *o, const Progress *p, size_t num_params) {
+    struct stat st;
+    if (o->resume && (stat(path, &st) != 0 || (int64_t)st.st_size < p->log_bytes))
+        fail("%s: is gone or shorter than it was, and --resume goes on with it; start again without --resume", path);
     FILE *log = fopen(path, o->resume ? "r+" : "w");
     if (log == NULL) fail("%s: cannot write: %s; choose another --out", path, strerror(errno));
     if (o->resume && (ftruncate(fileno(log), (off_t)p->log_bytes) != 0 || fseeko(log, 0, SEEK_END) != 0))
