@@ -1,5 +1,6 @@
 # Vivim in C. `make` says what was found and what can be built; README.md says how to use it.
 # make CC=clang, make OPENMP=0 (one thread), make NATIVE=0 (any x86-64 or Arm), make SANITIZE=1 (slow, finds bugs)
+# make USE_MPI=1 train_vivim (several processes: mpirun -n 2 ./train_vivim)
 
 CC     ?= cc
 OPENMP ?= 1
@@ -27,6 +28,17 @@ CFLAGS += -Werror
 endif
 
 CFLAGS := $(CFLAGS)
+
+# what MPI's compiler would add to the command line; -isystem: its headers have warnings of their own
+ifeq ($(USE_MPI),1)
+MPI := $(shell mpicc -show 2>/dev/null)
+MPI := $(patsubst -I%,-isystem %,$(wordlist 2,$(words $(MPI)),$(MPI)))
+$(if $(MPI),,$(error USE_MPI=1: there is no mpicc: apt-get install libopenmpi-dev openmpi-bin, or another MPI))
+MPI += -DUSE_MPI
+endif
+# changes when USE_MPI does, so that what was built without is built again
+$(shell echo 'USE_MPI=$(USE_MPI)' | cmp -s - .mpi 2>/dev/null || echo 'USE_MPI=$(USE_MPI)' > .mpi)
+
 DATA   = data/phantom_train.bin data/phantom_val.bin data/phantom_train_affine.safetensors
 TESTS  = test_vivim test_vivim_double dev/test_metrics
 PREPRO = prepro/phantom prepro/frames prepro/affine prepro/overlay
@@ -43,12 +55,19 @@ NVCC_FLAGS = -std=c++17 -O3 -diag-suppress 177 $(foreach a,$(NVCC_ARCH),-gencode
              -gencode arch=compute_$(lastword $(NVCC_ARCH)),code=compute_$(lastword $(NVCC_ARCH)) \
              -Xcompiler -Wall,-Wno-unused-function,-Wno-unknown-pragmas $(if $(findstring -fopenmp,$(CFLAGS)),-Xcompiler -fopenmp) \
              $(if $(findstring -march=native,$(CFLAGS)),-Xcompiler -march=native) -Xcompiler -ffp-contract=fast -Xcompiler -fno-math-errno
-NVCC_LIBS  = -lcublas
+# NCCL, for several GPUs: beside the Toolkit or the system's; NO_NCCL=1 builds without
+CUDA_DIR   = $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
+NCCL_LIB   = $(if $(wildcard $(CUDA_DIR)/include/nccl.h /usr/include/nccl.h),$(firstword $(wildcard $(CUDA_DIR)/lib64/libnccl.so \
+             $(CUDA_DIR)/lib/libnccl.so /usr/lib64/libnccl.so /usr/lib/*/libnccl.so)))
+ifeq ($(NO_NCCL),1)
+NCCL_LIB   =
+endif
+NVCC_LIBS  = -lcublas $(if $(NCCL_LIB),-L$(dir $(NCCL_LIB)) -lnccl -Xlinker -rpath=$(dir $(NCCL_LIB)),-DNO_NCCL) $(filter-out -pthread,$(MPI))
 NO_NVCC    = the CUDA Toolkit is needed, and nvcc is not in PATH, $$CUDA_HOME/bin or /usr/local/cuda/bin (set CUDA_HOME)
 
 # The same without a GPU: dev/cudaemu.h runs the kernels on the CPU, under the sanitizers, in three orders of blocks, warps and lanes
 EMU_FLAGS  = -std=c++17 -g -O1 -Wall -Wno-unused-function -Wno-unknown-pragmas -Wno-sign-compare -fsanitize=address,undefined \
-             -fno-sanitize-recover=all -include dev/cudaemu.h -I. -Ibuild -MMD -MP
+             -fno-sanitize-recover=all -include dev/cudaemu.h -I. -Ibuild -MMD -MP -DNO_NCCL
 EMU_ORDERS = forward reverse 7
 # left out, for they take minutes: trajectory, ten steps, plan, the trained network, b0 and b3
 EMU_TESTS  = op golden drop model.hash ^golden.trajectory ^model.hash_b0 ^model.hash_b3
@@ -68,8 +87,8 @@ help:
 	@echo "make test          build and run all tests that need no GPU"
 	@echo "make clean         remove what was built, but not data/ and out/"
 
-train_vivim: train_vivim.c | $(DATA)
-	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
+train_vivim: train_vivim.c .mpi | $(DATA)
+	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS) $(MPI)
 
 test_vivim: test_vivim.c
 	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
@@ -81,7 +100,7 @@ test_vivim_double: test_vivim.c
 nvcc:  # which one is used; fails if there is none
 	@$(if $(NVCC),echo $(NVCC),echo "$(NO_NVCC)" >&2; exit 1)
 
-train_vivimcu: train_vivim.cu | $(DATA)
+train_vivimcu: train_vivim.cu .mpi | $(DATA)
 	$(if $(NVCC),,$(error $(NO_NVCC)))
 	$(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d -MT $@ $< -o $@ $(NVCC_LIBS)
 
@@ -93,8 +112,8 @@ build/train_vivim_emu.cpp: train_vivim.cu dev/cudaemu.sed
 	@mkdir -p build
 	sed -f dev/cudaemu.sed $< > $@
 
-train_vivim_emu: build/train_vivim_emu.cpp dev/cudaemu.h | $(DATA)
-	$(CXX) $(EMU_FLAGS) $< -o $@
+train_vivim_emu: build/train_vivim_emu.cpp dev/cudaemu.h .mpi | $(DATA)
+	$(CXX) $(EMU_FLAGS) $< -o $@ $(MPI)
 
 test_vivim_emu: test_vivim.c build/train_vivim_emu.cpp dev/cudaemu.h
 	$(CXX) $(EMU_FLAGS) -DVIVIM_CUDA -x c++ $< -o $@
@@ -164,6 +183,6 @@ test_emu: test_vivim_emu
 
 clean:
 	rm -rf build train_vivim_emu test_vivim_emu train_vivimcu test_vivimcu
-	rm -f train_vivim $(TESTS) $(PREPRO) $(DEV) *.d prepro/*.d dev/*.d
+	rm -f train_vivim $(TESTS) $(PREPRO) $(DEV) .mpi *.d prepro/*.d dev/*.d
 
 -include $(wildcard *.d prepro/*.d dev/*.d)

@@ -8,7 +8,7 @@ Paper: Yang et al., "Vivim: a Video Vision Mamba for Medical Video Segmentation"
 
 Not in this file: reading images and videos (prepro/frames.c), synthetic data (prepro/phantom.c), the training of that
 frozen network (prepro/affine.c); and in headers, included where they belong: files and frames (prepro/), the matrix
-product's inner loops, --bench and --predict (dev/matmul.h, bench.h, predict.h).
+product's inner loops, --bench and --predict, training in several processes (dev/matmul.h, bench.h, predict.h, parallel.h).
 
 Build and run:  make train_vivim && ./train_vivim          (./train_vivim --help lists every option)
 
@@ -72,6 +72,7 @@ CONVENTIONS
 #ifdef VIVIM_DOUBLE  // test_vivim.c compiles this file a second time with every float a double: exact finite differences
 #include "dev/double.h"
 #endif
+#include "dev/parallel.h"  // parallel.rank, parallel.ranks; sum_over_ranks, parallel_sum: nothing for one process
 
 // ---------------------------------------------------------------------------------------------------------------------
 // 1 UTILITIES
@@ -1375,7 +1376,8 @@ static void sobel_edges(float *edge, const float *mask, int N, int H, int W) {
 // L_bce, the cross-entropy of the boundary, balanced: there are far more pixels off an edge than on it. Of n pixels, n1 on
 // an edge, those weigh (n - n1)/n each and the others n1/n:
 //   L_bce = ((n - n1)/n sum_on log(1 + e^-s) + n1/n sum_off log(1 + e^s)) / n
-// logits s, edge (n). Returns the loss; *on = n1 is kept for backward.
+// logits s, edge (n). Returns the loss; *on = n1 is kept for backward. With several ranks n, n1 and the sums are the whole
+// batch's, and *on is n1's mean over ranks: backward's gradients, averaged over ranks, are then the whole batch's.
 static double edgeloss_forward(double *on, const float *logits, const float *edge, size_t n) {
     double partial[SLICES][3], sum[3] = {0, 0, 0};  // n1, sum_on, sum_off
     #pragma omp parallel for schedule(static)
@@ -1390,8 +1392,10 @@ static double edgeloss_forward(double *on, const float *logits, const float *edg
     }
     for (int i = 0; i < SLICES; i++)
         for (int k = 0; k < 3; k++) sum[k] += partial[i][k];
-    *on = sum[0];
-    return ((double)n - sum[0]) / (double)n * sum[1] / (double)n + sum[0] / (double)n * sum[2] / (double)n;
+    parallel_sum(sum, 3);
+    double ranks = parallel.ranks, all = (double)n * ranks;
+    *on = sum[0] / ranks;
+    return (all - sum[0]) / all * sum[1] / all + sum[0] / all * sum[2] / all;
 }
 
 // d log(1 + e^-s)/ds = p - 1 and d log(1 + e^s)/ds = p, p = sigmoid(s): together p - edge
@@ -1573,7 +1577,7 @@ typedef struct {
     int64_t step, batches_tracked;                      // optimiser steps done; batch norm updates
     uint64_t seed;
     float drop_path, dropout;                           // 0.1 in training; tests set 0
-    int weighted_bce;
+    int weighted_bce, local_bn;                         // local_bn: batch norm's statistics are those of a rank's own clips
     Stage stages[4];
     Sublayer *sublayers;
     size_t fuse, out_weight, out_bias, running_mean, running_var;
@@ -1967,7 +1971,7 @@ static float *sublayer_forward(Model *m, const Stage *st, Sublayer *s, float *x)
     float *out = m->training ? keep(m, n) : x, *ln = scratch(m, n), *branch = scratch(m, n);
     if (!m->planning) {
         uint64_t key = rng_key(m->seed, RNG_DROP_PATH, (uint64_t)m->step);
-        uint64_t first = (uint64_t)(s - m->sublayers) << 16;  // numbers for 65536 frames a sublayer
+        uint64_t first = ((uint64_t)(s - m->sublayers) << 16) + (uint64_t)parallel.rank * (uint64_t)frames;  // 65536 each
         if (s->drop) dropout_factors(s->drop, frames, key, first, p);
         norm_forward(m, ln, s->mean, s->rstd, x, s->norm, rows, C);
     }
@@ -2036,12 +2040,29 @@ static void decoder_map(Model *m, float *map, int f, int n) {
 static int logits_frame(const Model *m, int j) { return m->all_frames ? j : j * m->T + m->T / 2; }
 static int logits_frames(const Model *m) { return m->all_frames ? m->B * m->T : m->B; }
 
+// Mean and variance of m->map (rows, E) over all ranks, from each one's own, which become rows of a matrix: the mean is that
+// of the means, the variance the mean of the variances and the variance of the means.
+static void batchnorm_over_ranks(Model *m, int rows) {
+    int R = parallel.ranks, E = m->config.decoder_dim;
+    size_t mark = m->scratch.used;
+    float *means = scratch(m, (size_t)(R + 1) * E), *vars = means + (size_t)R * E;  // (R, E), (E)
+    m->scratch.used = mark;
+    if (m->planning) return;
+    zero_floats(means, (size_t)R * E);
+    batchnorm_statistics(means + (size_t)parallel.rank * E, vars, m->map, (size_t)rows, E);
+    sum_over_ranks(means, (size_t)(R + 1) * E);
+    batchnorm_statistics(m->bn_mean, m->bn_rstd, means, (size_t)R, E);
+    scaled_sum(vars, NULL, 1.0f / (float)R, (size_t)E);
+    residual(m->bn_rstd, m->bn_rstd, vars, NULL, 1, (size_t)E);
+}
+
 static void decoder_forward(Model *m) {
     int E = m->config.decoder_dim, P = m->stages[0].P, frames = m->B * m->T, outputs = logits_frames(m);
     size_t frame = (size_t)P * E, rows = (size_t)frames * P;
     const float *gamma = m->params + m->batch_norm.weight, *beta = m->params + m->batch_norm.bias;
     float **const of_channels[] = {&m->folded_bias, &m->bn_mean, &m->bn_rstd, &m->bn_scale, &m->bn_shift};
-    uint64_t key = rng_key(m->seed, RNG_DROPOUT, (uint64_t)m->step);
+    uint64_t key = rng_key(m->seed, RNG_DROPOUT, (uint64_t)m->step), before = (uint64_t)parallel.rank * frames * frame;
+    int ranks = m->local_bn ? 1 : parallel.ranks;  // that batch norm sees
     for (int i = 0; i < 4; i++) m->folded[i] = arena_take(&m->kept, (size_t)E * m->stages[i].C);
     for (int i = 0; i < 5; i++) *of_channels[i] = arena_take(&m->kept, (size_t)E);
     m->low = arena_take(&m->kept, (size_t)outputs * P);
@@ -2049,19 +2070,19 @@ static void decoder_forward(Model *m) {
     m->map = arena_take(&m->kept, m->training ? frames * frame : frame);  // evaluation decodes one frame at a time
     if (!m->planning) decoder_fold(m);
     if (m->training) decoder_map(m, m->map, 0, frames);
-    if (!m->planning && m->training) {  // statistics of all frames, though only target frames are supervised
-        batchnorm_statistics(m->bn_mean, m->bn_rstd, m->map, rows, E);  // bn_rstd: the variance, until the next line
-        m->batches_tracked++;
-    }
+    // statistics of all frames, though only target frames are supervised; bn_rstd: the variance, until the next line
+    if (m->training && ranks > 1) batchnorm_over_ranks(m, rows);
+    else if (!m->planning && m->training) batchnorm_statistics(m->bn_mean, m->bn_rstd, m->map, rows, E);
+    if (!m->planning && m->training) m->batches_tracked++;
     if (!m->planning)
         batchnorm_vectors(m->bn_mean, m->bn_rstd, m->bn_scale, m->bn_shift, m->buffers + m->running_mean,
-                          m->buffers + m->running_var, gamma, beta, rows, E, m->training);
+                          m->buffers + m->running_var, gamma, beta, (size_t)ranks * rows, E, m->training);
     for (int j = 0; j < outputs; j++) {
         int f = logits_frame(m, j);
         if (!m->training) decoder_map(m, m->map, f, 1);
         if (m->planning) continue;
         head_forward(m->low + (size_t)j * P, m->map + (m->training ? f * frame : 0), m->bn_scale, m->bn_shift,
-                     m->params + m->out_weight, m->params + m->out_bias, P, E, key, f * frame,
+                     m->params + m->out_weight, m->params + m->out_bias, P, E, key, before + f * frame,
                      m->training ? m->dropout : 0.0f);
     }
     if (!m->planning) bilinear_forward(m->logits, m->low, outputs, m->stages[0].H, m->stages[0].W, m->H, m->W, 1, 0);
@@ -2075,7 +2096,8 @@ static void decoder_backward(Model *m, float *const dstage[4], const float *dlog
     int frames = m->B * m->T, outputs = logits_frames(m);
     size_t frame = (size_t)P * E, mark = m->scratch.used;
     const float *w = m->params, *w_out = w + m->out_weight;
-    uint64_t key = rng_key(m->seed, RNG_DROPOUT, (uint64_t)m->step);
+    uint64_t key = rng_key(m->seed, RNG_DROPOUT, (uint64_t)m->step), before = (uint64_t)parallel.rank * frames * frame;
+    int ranks = m->local_bn ? 1 : parallel.ranks;
     float *g = m->grads, *dlow = scratch(m, (size_t)outputs * P), *dfolded = scratch(m, (size_t)E * m->stages[3].C);
     float *dgamma = scratch(m, (size_t)E), *dbeta = scratch(m, (size_t)E);
     float *dlow_map = scratch(m, (size_t)frames * m->stages[1].P * E);  // the largest g_i that is not dmap itself
@@ -2086,15 +2108,16 @@ static void decoder_backward(Model *m, float *const dstage[4], const float *dlog
     for (int j = 0; j < outputs; j++) {
         size_t first = logits_frame(m, j) * frame;
         head_backward_params(g + m->out_weight, g + m->out_bias, dgamma, dbeta, dlow + (size_t)j * P, m->map + first,
-                             m->bn_mean, m->bn_rstd, m->bn_scale, m->bn_shift, w_out, P, E, key, first, m->dropout);
-    }
-    for (int f = 0; f < frames; f++) {  // m->map becomes its own gradient
-        const float *dl = m->all_frames ? dlow + (size_t)f * P : f % m->T == m->T / 2 ? dlow + (size_t)(f / m->T) * P : NULL;
-        head_backward_map(m->map + f * frame, dl, dgamma, dbeta, m->bn_mean, m->bn_rstd, m->bn_scale, m->bn_shift, w_out,
-                          P, E, (double)frames * P, key, f * frame, m->dropout);
+                             m->bn_mean, m->bn_rstd, m->bn_scale, m->bn_shift, w_out, P, E, key, before + first, m->dropout);
     }
     residual(g + m->batch_norm.weight, g + m->batch_norm.weight, dgamma, NULL, 1, (size_t)E);
     residual(g + m->batch_norm.bias, g + m->batch_norm.bias, dbeta, NULL, 1, (size_t)E);
+    if (ranks > 1) sum_over_ranks(dgamma, (size_t)E), sum_over_ranks(dbeta, (size_t)E);
+    for (int f = 0; f < frames; f++) {  // m->map becomes its own gradient
+        const float *dl = m->all_frames ? dlow + (size_t)f * P : f % m->T == m->T / 2 ? dlow + (size_t)(f / m->T) * P : NULL;
+        head_backward_map(m->map + f * frame, dl, dgamma, dbeta, m->bn_mean, m->bn_rstd, m->bn_scale, m->bn_shift, w_out,
+                          P, E, (double)ranks * frames * P, key, before + f * frame, m->dropout);
+    }
     for (int i = 0; i < 4; i++) {
         const Stage *st = &m->stages[i]; int C = st->C, n = frames * st->P;
         const float *dmap = i == 0 ? m->map : dlow_map, *linear = w + st->linear_c.weight;
@@ -2249,6 +2272,15 @@ static void model_plan(Model *m, int B, int T, int H, int W, int training, int a
 
 static void model_zero_grad(Model *m) { zero_floats(m->grads, m->num_params); }
 
+// What a step found out, for all ranks alike: the mean of the gradients, and, unless they are the same, rank 0's buffers
+static void model_over_ranks(Model *m) {
+    if (parallel.ranks == 1) return;
+    sum_over_ranks(m->grads, m->num_params);
+    scaled_sum(m->grads, NULL, 1.0f / (float)parallel.ranks, m->num_params);
+    if (m->local_bn && parallel.rank > 0) zero_floats(m->buffers, m->num_buffers);
+    if (m->local_bn) sum_over_ranks(m->buffers, m->num_buffers);
+}
+
 // One Adam step with the learning rate lr; PyTorch's default betas and epsilon
 static void model_update(Model *m, double lr) {
     m->step++;
@@ -2385,6 +2417,9 @@ static Losses loss_and_gradient(float *dlogits, float *dedge, const Model *m, co
         }
         scaled_sum(dedge, f ? daffine : NULL, (float)BOUNDARY_WEIGHT, n);
     }
+    double means[3] = {l.seg, l.affine_target, l.affine_first}, ranks = parallel.ranks;
+    parallel_sum(means, 3);
+    l.seg = means[0] / ranks, l.affine_target = means[1] / ranks, l.affine_first = means[2] / ranks;
     l.affine = AFFINE_TARGET * l.affine_target + AFFINE_FIRST * l.affine_first;
     l.total = l.seg + BOUNDARY_WEIGHT * (l.edge + l.affine);
     free_check(sums); free_check(work);
@@ -2403,6 +2438,7 @@ static Losses train_step(Model *m, const AffineNet *f, const float *input, const
     if (isfinite(loss.total)) {
         model_zero_grad(m);
         model_backward(m, NULL, dlogits, dedge, input);
+        model_over_ranks(m);
         if (all_finite(m->grads, m->num_params) && all_finite(m->buffers, m->num_buffers)) model_update(m, lr);
         else loss.total = (double)NAN;
     }
@@ -2445,6 +2481,13 @@ static void metrics_add(Metrics *s, const float *x, float threshold, const float
     metrics_ultrasound_add(&s->sums, metrics_count(x, threshold, mask, n));
 }
 
+// Every rank has some frames' sums; then all have all
+static void metrics_over_ranks(Metrics *s) {
+    double counts[2] = {(double)s->sums.frames, (double)s->sums.empty};
+    parallel_sum(counts, 2); parallel_sum(&s->loss, 1); parallel_sum(s->sums.sum, METRICS_SIX);
+    s->sums.frames = (int)counts[0], s->sums.empty = (int)counts[1];
+}
+
 static void metrics_finish(Metrics *s) {
     s->loss /= max_int(1, s->sums.frames);
     metrics_ultrasound_mean(s->mean, &s->sums);
@@ -2456,7 +2499,7 @@ static void metrics_finish(Metrics *s) {
 typedef struct {
     const char *config, *scans, *train, *val, *out, *init, *bce, *dt_init, *affine, *checkpoint, *predict;
     int size, edge, patch, frames, batch, epochs, seed, eval_every, save_every, flip, jitter, threads, stride, resume, eval;
-    int bench, help;
+    int bench, sync_bn, help;
     double lr, drop_path, dropout, memory_limit;
 } Options;
 
@@ -2471,7 +2514,7 @@ static const Option OPTIONS[] = {
     {"resume", "", "go on with the training that --out holds, as if it had never stopped", 'f', 0, 0, FIELD(resume)},
     {"size", "0", "height and width of frames; 0: the shard's, in prediction the checkpoint's", 'i', 0, 16384, FIELD(size)},
     {"frames", "0", "frames of a clip (T); 0: 5, in prediction the checkpoint's", 'i', 0, 4096, FIELD(frames)},
-    {"batch", "4", "clips of a batch", 'i', 1, 4096, FIELD(batch)},
+    {"batch", "4", "clips of a batch, of all processes together", 'i', 1, 4096, FIELD(batch)},
     {"epochs", "12", "passes over the training shard (a last, incomplete batch is left out)", 'i', 1, 100000, FIELD(epochs)},
     {"lr", "0.002", "Adam's learning rate; falls towards 1 % along a cosine, epoch by epoch", 'd', 1e-9, 1, FIELD(lr)},
     {"bce", "plain", "cross-entropy of the loss: plain (mean over pixels) or weighted (near edges)", 's', 0, 0, FIELD(bce)},
@@ -2481,6 +2524,7 @@ static const Option OPTIONS[] = {
     {"dt-init", "mamba", "initial step sizes of the scans: mamba or vivim (the released code's)", 's', 0, 0, FIELD(dt_init)},
     {"drop-path", "0.1", "highest probability to drop a SegFormer branch", 'd', 0, 0.9, FIELD(drop_path)},
     {"dropout", "0.1", "dropout before the last layer", 'd', 0, 0.9, FIELD(dropout)},
+    {"sync-bn", "1", "batch norm over the clips of 1 all processes, 0 each one's own", 'i', 0, 1, FIELD(sync_bn)},
     {"flip", "1", "augmentation by flips: 1 on, 0 off", 'i', 0, 1, FIELD(flip)},
     {"jitter", "1", "augmentation by brightness, contrast, saturation, sharpness: 1 on, 0 off", 'i', 0, 1, FIELD(jitter)},
     {"eval-every", "1", "epochs between validations", 'i', 1, 100000, FIELD(eval_every)},
@@ -2516,7 +2560,7 @@ static void model_from_options(Model *m, const Options *o) {
     config.plain_dt = strcmp(o->dt_init, "vivim") == 0;
     model_init(m, &config, (uint64_t)o->seed);
     m->drop_path = (float)o->drop_path, m->dropout = (float)o->dropout;
-    m->weighted_bce = strcmp(o->bce, "weighted") == 0;
+    m->weighted_bce = strcmp(o->bce, "weighted") == 0, m->local_bn = !o->sync_bn;
     if (o->init[0] && !o->resume) checkpoint_load(m, o->init);
 }
 
@@ -2540,7 +2584,9 @@ static void open_shard(Shard *shard, const char *path, const Options *o) {
 // ---- Where the model is computed. All that follows reaches it through these; train_vivim.cu puts a GPU's in their place. The
 // Model of the host stays the one that is saved and loaded.
 static void nothing(Model *m) { (void)m; }
-static double machine_memory(void) { return (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE); }
+static double machine_memory(void) {  // this process's share
+    return (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE) / parallel.local_ranks;
+}
 
 static struct {
     void (*plan)(Model *m, int B, int T, int H, int W, int training, int all_frames, int verbose);  // model_plan
@@ -2577,7 +2623,7 @@ static void check_memory(Model *m, const Options *o, int B, int T, int H, int W,
 static volatile sig_atomic_t stop_requested = 0;  // SIGINT or SIGTERM came
 static void request_stop(int number) { stop_requested = number; }
 
-// Every frame of the shard as the target of its own clip, in evaluation mode; fewer if a stop is requested
+// Every frame of the shard as the target of its own clip, in evaluation mode; fewer if a stop is requested. Ranks take turns.
 static Metrics evaluate(Model *m, const Shard *shard, int B, int T) {
     Metrics total; memset(&total, 0, sizeof total);
     Batch batch;
@@ -2586,7 +2632,7 @@ static Metrics evaluate(Model *m, const Shard *shard, int B, int T) {
     double *sums = (double *)malloc_check(sizeof(double) * 3 * (size_t)B);
     int *targets = (int *)malloc_check(sizeof(int) * (size_t)B);
     batch_init(&batch, B, T, H, W);
-    for (int f = 0, n = 0; f < shard->frames && !stop_requested; f += n) {
+    for (int f = parallel.rank * B, n = 0; f < shard->frames && !stop_requested; f += parallel.ranks * B) {
         n = min_int(B, shard->frames - f);
         for (int k = 0; k < n; k++) targets[k] = f + k;
         device.plan(m, n, T, H, W, 0, 0, 0);
@@ -2596,6 +2642,7 @@ static Metrics evaluate(Model *m, const Shard *shard, int B, int T) {
         for (size_t k = 0; k < (size_t)n; k++)
             metrics_add(&total, m->logits + k * pixels, 0.0f, batch.mask + k * pixels, pixels);
     }
+    metrics_over_ranks(&total);
     metrics_finish(&total);
     batch_free(&batch); free(targets);
     free(sums); free(weight);
@@ -2608,6 +2655,7 @@ static double cosine_lr(double lr, int epoch, int epochs) {
 
 static void not_a_number(FILE *log, const char *what, int64_t step, int epoch, const char *last_path) {
     fflush(log);  // its lines show how it came to this
+    parallel_leave_it_to_rank_0();
     fail("step %lld (epoch %d): the %s is not a number; %s%s; try a smaller --lr", (long long)step, epoch + 1, what,
          epoch ? "the last good checkpoint is " : "no checkpoint was saved yet", epoch ? last_path : "");
 }
@@ -2637,13 +2685,14 @@ static void train(const Options *o) {
     Progress p; memset(&p, 0, sizeof p); p.best = -1.0;
     char best_path[4096], last_path[4096], log_path[4096], picture_path[4096], resume_path[4096];
     double start = seconds(), clips_done = 0, train_seconds = 0;
-    int tty = isatty(STDOUT_FILENO);
+    int tty = isatty(STDOUT_FILENO), stop = 0;  // stop: all ranks know of a request to stop
 
     // whatever can be refused is refused before anything is written
     open_shard(&training, o->train, o); open_shard(&validation, o->val, o);
-    int H = training.H, W = training.W, T = o->frames ? o->frames : 5, B = o->batch, steps = training.frames / B;
+    int H = training.H, W = training.W, T = o->frames ? o->frames : 5, steps = training.frames / o->batch;
+    int B = parallel_share(o->batch);
     if (steps == 0)
-        fail("--batch %d: is more than the %d frames of %s; use a smaller --batch", B, training.frames, o->train);
+        fail("--batch %d: is more than the %d frames of %s; use a smaller --batch", o->batch, training.frames, o->train);
     if (validation.H != H || validation.W != W)
         fail("%s: frames are %dx%d, those of %s %dx%d; prepare both with the same --size", o->val, validation.H,
              validation.W, o->train, H, W);
@@ -2663,7 +2712,7 @@ static void train(const Options *o) {
     printf("%s: %d videos, %d frames; %s: %d videos, %d frames; %dx%d\n", o->train, training.videos, training.frames, o->val,
            validation.videos, validation.frames, H, W);
     printf("config %s, scans %s: %.2f M parameters; %d clips of %d frames a batch, %d steps an epoch\n", m->config.name,
-           o->scans, (double)m->num_params / 1e6, B, T, steps);
+           o->scans, (double)m->num_params / 1e6, o->batch, T, steps);
     check_memory(m, o, B, T, H, W, 1, 0);
     device.plan(m, B, T, H, W, 1, 0, 1);
     if (o->resume) {
@@ -2678,27 +2727,30 @@ static void train(const Options *o) {
         fail("%s: cannot make this directory: %s; choose another --out", o->out, strerror(errno));
     if (o->resume && p.best >= 0 && access(best_path, R_OK) != 0)
         fail("%s: is gone, and --resume needs it; start again without --resume", best_path);
-    if (!o->resume) unlink(resume_path);  // an older training cannot be gone on with: this one writes its log anew
+    if (!o->resume && parallel.rank == 0) unlink(resume_path);  // an older training cannot be gone on with: this one writes its log anew
     FILE *log = open_log(log_path, o, &p, m->num_params);
+    parallel_through();
 
     struct sigaction action; memset(&action, 0, sizeof action);
     action.sa_handler = request_stop;
     action.sa_flags = SA_RESTART | SA_RESETHAND;  // writing goes on; a second signal ends the program at once
     sigaction(SIGINT, &action, NULL); sigaction(SIGTERM, &action, NULL);
+    if (parallel.ranks > 1) sigaction(SIGUSR1, &action, NULL);  // mpirun passes it on and, unlike the others, waits
 
     for (int epochs_before = p.epoch; p.epoch < o->epochs;) {
         int epoch = p.epoch;
         double lr = cosine_lr(o->lr, epoch, o->epochs), dice = -1.0, epoch_start = seconds(), shown = epoch_start;
         shuffle(order, training.frames, m->seed, epoch);
         device.plan(m, B, T, H, W, 1, 0, 0);
-        while (p.step < steps && !stop_requested) {
+        while (p.step < steps && !(stop = parallel_any(stop_requested))) {
             uint64_t key = rng_key(m->seed, RNG_AUGMENT, (uint64_t)m->step);
-            batch_load(&batch, &training, order + (size_t)p.step * B, B, &augment, key);
+            batch_load(&batch, &training, order + (size_t)p.step * o->batch + (size_t)parallel.rank * B, B, &augment,
+                       key);
             Losses l = device.step(m, f, batch.input, batch.mask, batch.first_mask, lr);
             if (!isfinite(l.total)) not_a_number(log, "loss, a gradient or a batch norm statistic", m->step + 1, epoch,
                                                  last_path);
             p.sum.total += l.total, p.sum.seg += l.seg, p.sum.edge += l.edge, p.sum.affine += l.affine;
-            p.step++, clips_done += B;
+            p.step++, clips_done += o->batch;
             fprintf(log, "train %d %lld %.8g %.6f %.6f %.6f %.6f\n", epoch + 1, (long long)m->step, lr, l.total, l.seg,
                     l.edge, l.affine);
             if (o->save_every && m->step % o->save_every == 0) {
@@ -2713,18 +2765,17 @@ static void train(const Options *o) {
                 fflush(stdout);
             }
         }
-        int done = !stop_requested;  // the epoch, with its validation: a signal that comes later finds it saved
         train_seconds += seconds() - epoch_start;
-        if (!stop_requested)
+        if (!stop)
             printf("%sepoch %3d/%d  lr %.2e  loss %.4f", tty ? "\r\033[K" : "", epoch + 1, o->epochs, lr, p.sum.total / steps);
-        if (!stop_requested && o->edge)
+        if (!stop && o->edge)
             printf(" (seg %.4f edge %.4f affine %.4f)", p.sum.seg / steps, p.sum.edge / steps, p.sum.affine / steps);
         fflush(stdout);
-        if (!stop_requested && ((epoch + 1) % o->eval_every == 0 || epoch + 1 == o->epochs)) {
+        if (!stop && ((epoch + 1) % o->eval_every == 0 || epoch + 1 == o->epochs)) {
             Metrics v = evaluate(m, &validation, B, T);
+            stop = parallel_any(stop_requested);
             if (!isfinite(v.loss)) not_a_number(log, "validation loss", m->step, epoch, last_path);
-            done = !stop_requested;
-            if (done) {
+            if (!stop) {
                 fprintf(log, "val %d %.6f", epoch + 1, v.loss);
                 for (int k = METRICS_DICE; k <= METRICS_SPECIFICITY; k++) fprintf(log, " %.6f", v.mean[k]);
                 fprintf(log, " %d\n", v.sums.empty);
@@ -2737,13 +2788,15 @@ static void train(const Options *o) {
                 }
             }
         }
-        if (done) p.epoch++, p.step = 0, memset(&p.sum, 0, sizeof p.sum);
+        if (!stop) p.epoch++, p.step = 0, memset(&p.sum, 0, sizeof p.sum);
         device.fetch(m);
+        parallel_check_same(m->params, m->num_params * sizeof(float));
         checkpoint_save(m, last_path, p.epoch, dice, T, H, W);
         save_state(m, resume_path, &p, o, log, log_path);
-        if (stop_requested) {
+        if (stop) {
             printf("\nstopped by a signal in epoch %d, after %lld steps in all; saved %s; --resume goes on\n", epoch + 1,
                    (long long)m->step, last_path);
+            parallel_end();
             exit(130);
         }
         double elapsed = seconds() - start, left = elapsed / (p.epoch - epochs_before) * (o->epochs - p.epoch);
@@ -2751,9 +2804,11 @@ static void train(const Options *o) {
         fflush(stdout);
     }
     fclose(log);  // everything in it was flushed
-    checkpoint_load(m, best_path);
-    device.send(m);
-    write_pictures(m, &validation, T, picture_path);
+    if (parallel.rank == 0) {
+        checkpoint_load(m, best_path);
+        device.send(m);
+        write_pictures(m, &validation, T, picture_path);
+    }
     printf("wrote %s, %s, %s (true outline green, predicted red)\n", best_path, log_path, picture_path);
     printf("best val Dice %.4f at epoch %d, total %.0f s\n", p.best, p.best_epoch, seconds() - start);
     batch_free(&batch); free(order);
@@ -2794,6 +2849,7 @@ static void set_threads_wanted(int threads) {  // 0: as many as OpenMP chooses
 int train_vivim(int argc, char **argv) {
     Options options;
     start_process(argv);
+    parallel_start(&argc, &argv);
     options_parse(&options, OPTIONS, argc, argv);
     set_threads_wanted(options.threads);
     if (options.help) {
@@ -2803,6 +2859,7 @@ int train_vivim(int argc, char **argv) {
     } else if (options.bench) bench(&options);
     else if (options.predict[0] || options.eval) predict(&options);
     else train(&options);
+    parallel_end();
     return 0;
 }
 

@@ -1,5 +1,5 @@
 /*
-train_vivim.cu: Vivim on an NVIDIA GPU. Needs the CUDA Toolkit (cudart, cuBLAS) and nothing else.
+train_vivim.cu: Vivim on an NVIDIA GPU. Needs the CUDA Toolkit (cudart, cuBLAS) and, for several GPUs, NCCL.
 
 This file includes train_vivim.c: the training loop, options, data, checkpoints and metrics exist once, there. It adds
   1 memory, streams, errors                5 batch norm and the head      9 attention
@@ -22,9 +22,15 @@ CONVENTIONS
 #ifndef VIVIM_PROGRAM
 #define VIVIM_PROGRAM "train_vivimcu"
 #endif
+#if !defined(USE_MPI) && !defined(NO_NCCL)
+#define VIVIM_TCP  // dev/parallel.h: torchrun starts the processes
+#endif
 #include "train_vivim.c"
 #include <cuda_runtime.h>
 #include <cublas_v2.h>
+#ifndef NO_NCCL
+#include <nccl.h>
+#endif
 
 // ---------------------------------------------------------------------------------------------------------------------
 // 1 MEMORY, STREAMS, ERRORS
@@ -52,15 +58,16 @@ static void start_cuda(void) {
     if (error != cudaSuccess || devices == 0)
         fail("no NVIDIA GPU can be used: %s; check the driver with nvidia-smi, or use ./train_vivim, which needs none",
              error != cudaSuccess ? cudaGetErrorString(error) : "none found");
-    cudaCheck(cudaSetDevice(0));
+    int gpu = parallel.local_rank % devices;  // two processes on one: start_nccl refuses
+    cudaCheck(cudaSetDevice(gpu));
     int major = 0, pools = 0;
-    cudaCheck(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
-    cudaCheck(cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, 0));
+    cudaCheck(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, gpu));
+    cudaCheck(cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, gpu));
     if (major < 8 || !pools)
         fail("this GPU is too old (compute capability %d.x; 8.0, an A100's, is needed); use ./train_vivim", major);
     // memory that was given back stays with the program: else every synchronisation returns it to the driver
     uint64_t all = UINT64_MAX;
-    cudaCheck(cudaDeviceGetDefaultMemPool(&pool_cuda, 0));
+    cudaCheck(cudaDeviceGetDefaultMemPool(&pool_cuda, gpu));
     cudaCheck(cudaMemPoolSetAttribute(pool_cuda, cudaMemPoolAttrReleaseThreshold, &all));
     cudaCheck(cudaStreamCreate(&stream_cuda));
     cublasCheck(cublasCreate(&cublas_cuda));
@@ -120,6 +127,57 @@ static void to_host(void *to, const void *from, size_t bytes) {
     if (bytes) cudaCheck(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_cuda));
     settle_cuda();
 }
+
+// ---- Several processes (dev/parallel.h) train on a GPU each. NCCL sums their gradients and batch norm's statistics where
+// they are, by NVLink or the network, in this stream's order. All ranks get the same bits: every element is summed in one
+// place and sent to all; parallel_check_same would tell if not. Without NCCL (NO_NCCL=1) the way leads over the host.
+
+#ifdef NO_NCCL
+static void sum_over_ranks_cuda(float *x, size_t n) {
+    if (parallel.ranks == 1 || n == 0) return;
+    float *host = malloc_floats(n);
+    to_host(host, x, n * sizeof(float));
+    sum_over_ranks(host, n);
+    to_device(x, host, n * sizeof(float));
+    settle_cuda();
+    free(host);
+}
+#else
+#define ncclCheck(call) nccl_check((call), __FILE__, __LINE__)
+
+static void nccl_check(ncclResult_t result, const char *file, int line) {
+    if (result != ncclSuccess) fail("%s:%d: NCCL: %s (NCCL_DEBUG=INFO says more)", file, line, ncclGetErrorString(result));
+}
+
+static ncclComm_t nccl_cuda;
+typedef struct { ncclUniqueId id; cudaUUID_t gpu; } NcclStart;  // what a rank tells the others: rank 0's id, its own GPU
+
+// All ranks come here together, at their first sum. NCCL waits for ever if two share a GPU, so that is refused before.
+static void start_nccl(void) {
+    NcclStart mine, *all = (NcclStart *)malloc_check(sizeof(NcclStart) * (size_t)parallel.ranks);
+    cudaDeviceProp properties; int gpu;
+    memset(&mine, 0, sizeof mine);
+    cudaCheck(cudaGetDevice(&gpu));
+    cudaCheck(cudaGetDeviceProperties(&properties, gpu));
+    mine.gpu = properties.uuid;
+    if (parallel.rank == 0) ncclCheck(ncclGetUniqueId(&mine.id));
+    parallel_gather(all, &mine, sizeof mine);
+    for (int r = 0; r < parallel.ranks; r++)
+        for (int s = 0; s < r; s++)
+            if (memcmp(&all[r].gpu, &all[s].gpu, sizeof mine.gpu) == 0)
+                parallel_leave_it_to_rank_0(), fail("processes %d and %d have the same GPU (%s); start one for each GPU", s, r,
+                                                    properties.name);
+    ncclCheck(ncclCommInitRank(&nccl_cuda, parallel.ranks, all[0].id, parallel.rank));
+    free(all);
+}
+
+// x (n), on the device, = its sum over the ranks
+static void sum_over_ranks_cuda(float *x, size_t n) {
+    if (parallel.ranks == 1 || n == 0) return;
+    if (nccl_cuda == nullptr) start_nccl();
+    ncclCheck(ncclAllReduce(x, x, n, ncclFloat, ncclSum, nccl_cuda, stream_cuda));
+}
+#endif
 
 // ---------------------------------------------------------------------------------------------------------------------
 // 2 BUILDING BLOCKS OF THE KERNELS BELOW
@@ -803,8 +861,10 @@ static double edgeloss_forward_cuda(double *on, const float *logits, const float
     free_check_cuda(partial_cuda);
     for (int i = 0; i < EDGE_BLOCKS; i++)
         for (int k = 0; k < 3; k++) sum[k] += partial[i][k];
-    *on = sum[0];
-    return ((double)n - sum[0]) / (double)n * sum[1] / (double)n + sum[0] / (double)n * sum[2] / (double)n;
+    parallel_sum(sum, 3);
+    double ranks = parallel.ranks, all = (double)n * ranks;
+    *on = sum[0] / ranks;
+    return (all - sum[0]) / all * sum[1] / all + sum[0] / all * sum[2] / all;
 }
 
 // dlogits = weight of the pixel's side * (sigmoid(logits) - edge)

@@ -39,6 +39,7 @@ static void bench(const Options *o) {
     threads = omp_get_max_threads();
 #endif
     options.edge = 0;
+    if (parallel.ranks > 1) fail("--bench: times one process, and there are %d", parallel.ranks);
     model_from_options(m, &options);
     check_memory(m, &options, 1, T, size, size, 1, 0);
     batch_init(&batch, 1, T, size, size);

@@ -98,11 +98,14 @@ static ShardWriter prediction_writer;
 static void drop_unfinished(void) { shard_abort(&prediction_writer); }  // at exit; harmless if it was finished
 
 // --predict and --eval: segments all videos of a shard with a checkpoint's model; writes a shard of the same frames whose
-// masks are round(255 * probability), compares with the shard's own masks, or both
+// masks are round(255 * probability), compares with the shard's own masks, or both. Several ranks compare a video each in
+// turn; a shard is written from its first frame to its last, by rank 0 alone.
 static void predict(const Options *o) {
     Shard shard; Model model, *m = &model; SafeTensors file; Config config = CONFIGS[0];
     Prediction p; char err[4608], path[4096];
     memset(&p, 0, sizeof p);
+    int share = o->predict[0] == '\0';
+    if (!share && parallel.rank > 0) return;
     map_shard(&shard, o->predict[0] ? o->predict : o->val);
     if (o->eval && !shard.has_masks) fail("%s: has no masks to compare with; use --predict", shard.path);
     config_from_file(&config, o->checkpoint);
@@ -130,7 +133,8 @@ static void predict(const Options *o) {
     printf("%s: %d videos, %d frames of %dx%d; the model sees clips of %d frames of %dx%d\n", shard.path, shard.videos,
            shard.frames, shard.H, shard.W, T, H, W);
     double start = seconds(), shown = start;
-    for (int v = 0; v < shard.videos; v++) {
+    parallel_through();
+    for (int v = share ? parallel.rank : 0; v < shard.videos; v += share ? parallel.ranks : 1) {
         if (o->stride) predict_strided(m, &shard, v, T, o->stride, H, W, predict_frame, &p);
         else predict_centred(m, &shard, v, B, T, H, W, predict_frame, &p);
         if (seconds() - shown > (isatty(STDOUT_FILENO) ? 0.2 : 30.0)) {
@@ -139,6 +143,7 @@ static void predict(const Options *o) {
             fflush(stdout);
         }
     }
+    if (share) metrics_over_ranks(&p.metrics);  // also waits for the slowest
     double elapsed = seconds() - start;
     if (p.writer && shard_finish(p.writer, err, sizeof err) != 0) fail("%s", err);
     if (p.writer) printf("wrote %s\n", path);

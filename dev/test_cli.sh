@@ -391,7 +391,7 @@ test_limits() {
         refuse_memory "out of memory: long clips" "--frames --batch" --train good.bin --val good.bin --out new/out --frames 4096
         refuse_memory "out of memory: batch" "--batch" --train many.bin --val good.bin --out new/out --batch 2000
         refuse_memory "out of memory: config" "--config" --train good.bin --val good.bin --out new/out --config b5
-        refuse_memory "out of memory: bench" "--size" --bench --size 4096 --frames 20
+        refuse "--bench beyond the memory" "--frames --memory-limit" "$train" --bench --size 1024 --frames 20 --memory-limit 1
     else
         skip 4 "out of memory: this shell cannot limit memory, or AddressSanitizer needs too much"
     fi

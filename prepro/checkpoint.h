@@ -8,10 +8,11 @@
 
 static const char *const TRACKED = "decoder.batch_norm.num_batches_tracked";  // PyTorch's counter: a scalar, no dimensions
 
-// All tensors of the table, and `count` pairs of text
+// All tensors of the table, and `count` pairs of text. Rank 0 writes.
 static void tensors_save(const Model *m, const char *path, const char *const *keys, const char *const *values, int count) {
     char err[4608];  // a path and a sentence
     int counter = m->num_buffers > 0;
+    if (parallel.rank > 0) return;
     SafeTensorOut *out = (SafeTensorOut *)calloc_check((size_t)m->num_tensors + 1, sizeof(SafeTensorOut));
     SafeTensorOut *tracked = &out[m->num_tensors];
     for (int i = 0; i < m->num_tensors; i++) {

@@ -59,9 +59,11 @@ static void batch_free(Batch *b) {
 }
 
 // Fills the first n clips of the batch with those whose target frames (counted over the whole shard) are targets[0..n).
-// augment NULL: none. key makes each step's augmentation different.
+// augment NULL: none. key makes each step's augmentation different;
+// with several ranks clips count through all their batches.
 static void batch_load(Batch *b, const Shard *shard, const int *targets, int n, const Augment *augment, uint64_t key) {
     size_t pixels = (size_t)b->H * b->W;
+    uint64_t before = (uint64_t)parallel.rank * (uint64_t)b->B, all = (uint64_t)parallel.ranks * (uint64_t)b->B;
     #pragma omp parallel
     {
         uint8_t *buffer = (uint8_t *)malloc_check(6 * pixels);
@@ -73,7 +75,8 @@ static void batch_load(Batch *b, const Shard *shard, const int *targets, int n, 
             float *mask = t == b->T / 2 ? b->mask : t == 0 ? b->first_mask : NULL;
             if (mask) mask = shard->has_masks && b->H == shard->H && b->W == shard->W ? mask + (size_t)clip * pixels : NULL;
             load_frame(b->input + (size_t)k * pixels * 3, mask, buffer, b->H, b->W, shard, frame, augment,
-                       rng_key(key, RNG_AUGMENT, (uint64_t)clip), rng_key(key, RNG_AUGMENT, (uint64_t)(b->B + k)));
+                       rng_key(key, RNG_AUGMENT, before + (uint64_t)clip),
+                       rng_key(key, RNG_AUGMENT, all + before * (uint64_t)b->T + (uint64_t)k));
         }
         free(buffer);
     }

@@ -102,14 +102,15 @@ static void resume_load(Model *m, const char *path, Progress *p, const Options *
     safetensors_close(&file);
 }
 
-// the log, at its end; of a resumed training, where the saved state left it
+// the log, at its end (rank 0's; the others' goes nowhere); of a resumed training, where the saved state left it
 static FILE *open_log(const char *path, const Options *o, const Progress *p, size_t num_params) {
     struct stat st;
-    if (o->resume && (stat(path, &st) != 0 || (int64_t)st.st_size < p->log_bytes))
+    if (o->resume && parallel.rank == 0 && (stat(path, &st) != 0 || (int64_t)st.st_size < p->log_bytes))
         fail("%s: is gone or shorter than it was, and --resume goes on with it; start again without --resume", path);
+    if (parallel.rank > 0) path = "/dev/null";
     FILE *log = fopen(path, o->resume ? "r+" : "w");
     if (log == NULL) fail("%s: cannot write: %s; choose another --out", path, strerror(errno));
-    if (o->resume && (ftruncate(fileno(log), (off_t)p->log_bytes) != 0 || fseeko(log, 0, SEEK_END) != 0))
+    if (o->resume && parallel.rank == 0 && (ftruncate(fileno(log), (off_t)p->log_bytes) != 0 || fseeko(log, 0, SEEK_END) != 0))
         fail("%s: cannot go on with it: %s; start again without --resume", path, strerror(errno));
     if (o->resume) return log;
     options_print(log, o, OPTIONS);
@@ -120,6 +121,7 @@ static FILE *open_log(const char *path, const Options *o, const Progress *p, siz
 
 // the log on the disk, then the state that knows its length
 static void save_state(const Model *m, const char *path, Progress *p, const Options *o, FILE *log, const char *log_path) {
+    if (parallel.rank > 0) return;
     if (fflush(log) != 0 || ferror(log)) fail("%s: cannot write: %s; free some space", log_path, strerror(errno));
     fsync(fileno(log));
     p->log_bytes = (int64_t)ftello(log);
