@@ -2533,7 +2533,7 @@ static const Option OPTIONS[] = {
     {"threads", "0", "0: as many as OpenMP chooses; results do not depend on it", 'i', 0, 1024, FIELD(threads)},
     {"predict", "", "shard to segment: writes frames and predicted masks to the shard --out", 's', 0, 0, FIELD(predict)},
     {"eval", "", "predict --val and compare with its masks", 'f', 0, 0, FIELD(eval)},
-    {"checkpoint", "out/best.safetensors", "weights for --predict and --eval, with the model's sizes", 's', 0, 0, FIELD(checkpoint)},
+    {"checkpoint", "out/best.safetensors", "weights and sizes for --predict and --eval", 's', 0, 0, FIELD(checkpoint)},
     {"stride", "0", "of predicted clips; 0: every frame has a clip of its own (the paper's way)", 'i', 0, 4096, FIELD(stride)},
     {"memory-limit", "0", "GiB that may be used; 0: what the machine has", 'd', 0, 1e6, FIELD(memory_limit)},
     {"bench", "", "time one clip (--frames, --size 256 unless given): forward and training step", 'f', 0, 0, FIELD(bench)},
@@ -2727,7 +2727,7 @@ static void train(const Options *o) {
         fail("%s: cannot make this directory: %s; choose another --out", o->out, strerror(errno));
     if (o->resume && p.best >= 0 && access(best_path, R_OK) != 0)
         fail("%s: is gone, and --resume needs it; start again without --resume", best_path);
-    if (!o->resume && parallel.rank == 0) unlink(resume_path);  // an older training cannot be gone on with: this one writes its log anew
+    if (!o->resume && parallel.rank == 0) unlink(resume_path);  // an older training's: its log is written anew
     FILE *log = open_log(log_path, o, &p, m->num_params);
     parallel_through();
 
