@@ -17,7 +17,7 @@ READING ORDER
    2 elementary functions that vectorise       10 batch norm and the segmentation head
    3 counter-based random numbers              11 losses of mask and boundary, Adam
    4 matmul: the linear layers                 12 the model: tensor table, sublayers, decoder, forward, backward
-   5 layer norm, GELU, ReLU, residual          13 the affine constraint, the whole loss
+   5 layer norm, GELU, ReLU, residual          13 the affine constraint, the whole loss, a training step
    6 convolutions: depthwise and dense         14 checkpoints
    7 attention                                 15 data: clips, augmentation, batches
    8 causal conv and the selective scan        16 metrics; 17 options, train, evaluate, main
@@ -28,6 +28,7 @@ GLOSSARY (PyTorch and the Mamba paper use the same letters)
    D d_inner = expand*C, width inside Mamba      N d_state = 16      R dt_rank = ceil(C/16)      K d_conv = 4
    Pk, rows_k tokens of the smaller grid that keys and values live on, of a frame and of a batch
    E decoder width       inp, out, weight, bias; dinp, dout, dweight, dbias their gradients of the loss
+   rank, ranks: a process and their number, 0 and 1 unless several train together (dev/parallel.h)
 
 CONVENTIONS
    Activations are channels-last: a stage's features are (B, T, H, W, C), the same memory as tokens (B, L, C) with
@@ -37,6 +38,8 @@ CONVENTIONS
    A backward ADDS to the gradients of parameters and OVERWRITES the gradients of activations.
    Threads share work by fixed pieces, and sums over tokens are made in fixed slices: the number of threads never changes a
    bit of any result. test_vivim.c holds every function to PyTorch's numbers and to finite differences.
+   Sections 1 - 11 are operations on plain arrays; the graph, in 12 and 13, says which follows which and touches no number
+   itself: train_vivim.cu compiles it once more (VIVIM_GRAPH) on operations that run on a GPU. HOST_DEVICE: kernels call it too.
 */
 #ifndef VIVIM_GRAPH  // train_vivim.cu includes the model's graph a second time, on operations that run on the GPU
 #ifndef _GNU_SOURCE

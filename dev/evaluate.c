@@ -28,7 +28,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include <jpeglib.h>
-#include <jerror.h>
 #include <png.h>
 #ifdef _OPENMP
 #include <omp.h>
@@ -119,20 +118,7 @@ static int read_png(Picture *p, FILE *f, char *message) {
     return status;
 }
 
-typedef struct { struct jpeg_error_mgr manager; jmp_buf jump; char *message; } JpegErrors;
-
-static void jpeg_stop(j_common_ptr jpeg) {
-    JpegErrors *errors = (JpegErrors *)jpeg->err;
-    char reason[JMSG_LENGTH_MAX];
-    (*jpeg->err->format_message)(jpeg, reason);
-    failed(errors->message, "damaged or unusual JPEG (%s)", reason);
-    longjmp(errors->jump, 1);
-}
-
-// Level -1 is damage: libjpeg would go on with grey pixels
-static void jpeg_warning(j_common_ptr jpeg, int level) {
-    if (level < 0 && jpeg->err->msg_code != JWRN_EXTRANEOUS_DATA) jpeg_stop(jpeg);
-}
+#include "../prepro/jpeg.h"  // JpegErrors, jpeg_stop, jpeg_warning
 
 static int read_jpeg(Picture *p, FILE *f, char *message) {
     struct jpeg_decompress_struct jpeg;

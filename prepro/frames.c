@@ -28,7 +28,6 @@
 #include <time.h>
 #include <unistd.h>
 #include <jpeglib.h>
-#include <jerror.h>
 #include <png.h>
 #include "resize.h"
 #include "shard.h"
@@ -181,22 +180,7 @@ static int image_allocate(Image *image, int64_t H, int64_t W, char *message) {
     return image->rgb ? 0 : failed(message, "out of memory for %dx%d pixels", image->H, image->W);
 }
 
-typedef struct { struct jpeg_error_mgr manager; jmp_buf jump; char *message; } JpegErrors;
-
-static void jpeg_stop(j_common_ptr jpeg) {
-    JpegErrors *errors = (JpegErrors *)jpeg->err;
-    char reason[JMSG_LENGTH_MAX];
-    (*jpeg->err->format_message)(jpeg, reason);
-    failed(errors->message, "damaged or unusual JPEG (%s)", reason);
-    longjmp(errors->jump, 1);
-}
-
-// libjpeg fills the missing part of a truncated file with grey and calls that a warning (level -1). Here it is an error;
-// only remarks about headers and about bytes between two segments, which cost no pixel, are let through.
-static void jpeg_warning(j_common_ptr jpeg, int level) {
-    int code = jpeg->err->msg_code;
-    if (level < 0 && code != JWRN_EXTRANEOUS_DATA && code != JWRN_JFIF_MAJOR && code != JWRN_ADOBE_XFORM) { jpeg_stop(jpeg); }
-}
+#include "jpeg.h"  // JpegErrors, jpeg_stop, jpeg_warning
 
 static int decode_jpeg(Image *image, const uint8_t *data, size_t size, char *message) {
     struct jpeg_decompress_struct jpeg;
