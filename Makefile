@@ -36,13 +36,20 @@ MPI := $(patsubst -I%,-isystem %,$(wordlist 2,$(words $(MPI)),$(MPI)))
 $(if $(MPI),,$(error USE_MPI=1: there is no mpicc: apt-get install libopenmpi-dev openmpi-bin, or another MPI))
 MPI += -DUSE_MPI
 endif
-# changes when USE_MPI does, so that what was built without is built again
+# changes when these do, so that what was built without is built again
 $(shell echo 'USE_MPI=$(USE_MPI)' | cmp -s - .mpi 2>/dev/null || echo 'USE_MPI=$(USE_MPI)' > .mpi)
+$(shell echo 'PRECISION=$(PRECISION)' | cmp -s - .precision 2>/dev/null || echo 'PRECISION=$(PRECISION)' > .precision)
 
 DATA   = data/phantom_train.bin data/phantom_val.bin data/phantom_train_affine.safetensors
 TESTS  = test_vivim test_vivim_double dev/test_metrics
 PREPRO = prepro/phantom prepro/frames prepro/affine prepro/overlay
 DEV    = dev/evaluate dev/report
+
+# On a GPU, PRECISION=FP32 (as on the CPU), TF32 (factors of products rounded to 10 bits) or BF16 (activations, too, to 8 bits: the
+# fastest, and half the memory)
+PRECISION ?= FP32
+$(if $(filter FP32 TF32 BF16,$(PRECISION)),,$(error PRECISION=$(PRECISION): FP32, TF32 or BF16))
+PRECISION_FLAG = $(if $(filter-out FP32,$(PRECISION)),-DVIVIM_$(PRECISION))
 
 # CUDA: nvcc from PATH, $CUDA_HOME or /usr/local/cuda. Compiled for this machine's GPU, or, where there is none, for all from sm_80
 # on that this nvcc knows, with PTX for later ones. CUDA_ARCH="90 100" chooses.
@@ -51,7 +58,7 @@ KNOWN_ARCH = $(filter-out 2% 3% 5% 6% 7%,$(subst sm_,,$(shell $(NVCC) --list-gpu
 GPU_ARCH   = $(filter $(KNOWN_ARCH),$(sort $(subst .,,$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null))))
 PLAIN_ARCH = $(filter 80 90 100 120,$(KNOWN_ARCH))
 NVCC_ARCH  = $(or $(CUDA_ARCH),$(GPU_ARCH),$(PLAIN_ARCH))
-NVCC_FLAGS = -std=c++17 -O3 -diag-suppress 177 $(foreach a,$(NVCC_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) \
+NVCC_FLAGS = -std=c++17 -O3 -diag-suppress 177 $(PRECISION_FLAG) $(foreach a,$(NVCC_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) \
              -gencode arch=compute_$(lastword $(NVCC_ARCH)),code=compute_$(lastword $(NVCC_ARCH)) \
              -Xcompiler -Wall,-Wno-unused-function,-Wno-unknown-pragmas $(if $(findstring -fopenmp,$(CFLAGS)),-Xcompiler -fopenmp) \
              $(if $(findstring -march=native,$(CFLAGS)),-Xcompiler -march=native) -Xcompiler -ffp-contract=fast -Xcompiler -fno-math-errno
@@ -62,12 +69,13 @@ NCCL_LIB   = $(if $(wildcard $(CUDA_DIR)/include/nccl.h /usr/include/nccl.h),$(f
 ifeq ($(NO_NCCL),1)
 NCCL_LIB   =
 endif
-NVCC_LIBS  = -lcublas $(if $(NCCL_LIB),-L$(dir $(NCCL_LIB)) -lnccl -Xlinker -rpath=$(dir $(NCCL_LIB)),-DNO_NCCL) $(filter-out -pthread,$(MPI))
+NVCC_LIBS  = -lcublas -lcublasLt $(if $(NCCL_LIB),-L$(dir $(NCCL_LIB)) -lnccl -Xlinker -rpath=$(dir $(NCCL_LIB)),-DNO_NCCL) $(filter-out -pthread,$(MPI))
 NO_NVCC    = the CUDA Toolkit is needed, and nvcc is not in PATH, $$CUDA_HOME/bin or /usr/local/cuda/bin (set CUDA_HOME)
 
 # The same without a GPU: dev/cudaemu.h runs the kernels on the CPU, under the sanitizers, in three orders of blocks, warps and lanes
 EMU_FLAGS  = -std=c++17 -g -O1 -Wall -Wno-unused-function -Wno-unknown-pragmas -Wno-sign-compare -fsanitize=address,undefined \
-             -fno-sanitize-recover=all -include dev/cudaemu.h -I. -Ibuild -MMD -MP -DNO_NCCL
+             -fno-sanitize-recover=all -include dev/cudaemu.h -I. -Ibuild -MMD -MP -DNO_NCCL \
+             $(PRECISION_FLAG)
 EMU_ORDERS = forward reverse 7
 # left out, for they take minutes: trajectory, ten steps, plan, the trained network, the other models
 EMU_TESTS  = op golden drop model.hash_tiny model.hash_odd ^golden.trajectory
@@ -100,11 +108,11 @@ test_vivim_double: test_vivim.c
 nvcc:  # which one is used; fails if there is none
 	@$(if $(NVCC),echo $(NVCC),echo "$(NO_NVCC)" >&2; exit 1)
 
-train_vivimcu: train_vivim.cu .mpi | $(DATA)
+train_vivimcu: train_vivim.cu .mpi .precision | $(DATA)
 	$(if $(NVCC),,$(error $(NO_NVCC)))
 	$(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d -MT $@ $< -o $@ $(NVCC_LIBS)
 
-test_vivimcu: test_vivim.c
+test_vivimcu: test_vivim.c .precision
 	$(if $(NVCC),,$(error $(NO_NVCC)))
 	$(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d -MT $@ -DVIVIM_CUDA -x cu $< -o $@ $(NVCC_LIBS)
 
@@ -112,10 +120,10 @@ build/train_vivim_emu.cpp: train_vivim.cu dev/cudaemu.sed
 	@mkdir -p build
 	sed -f dev/cudaemu.sed $< > $@
 
-train_vivim_emu: build/train_vivim_emu.cpp dev/cudaemu.h .mpi | $(DATA)
+train_vivim_emu: build/train_vivim_emu.cpp dev/cudaemu.h .mpi .precision | $(DATA)
 	$(CXX) $(EMU_FLAGS) $< -o $@ $(MPI)
 
-test_vivim_emu: test_vivim.c build/train_vivim_emu.cpp dev/cudaemu.h
+test_vivim_emu: test_vivim.c build/train_vivim_emu.cpp dev/cudaemu.h .precision
 	$(CXX) $(EMU_FLAGS) -DVIVIM_CUDA -x c++ $< -o $@
 
 prepro/phantom: prepro/phantom.c
@@ -183,6 +191,6 @@ test_emu: test_vivim_emu
 
 clean:
 	rm -rf build train_vivim_emu test_vivim_emu train_vivimcu test_vivimcu
-	rm -f train_vivim $(TESTS) $(PREPRO) $(DEV) .mpi *.d prepro/*.d dev/*.d
+	rm -f train_vivim $(TESTS) $(PREPRO) $(DEV) .mpi .precision *.d prepro/*.d dev/*.d
 
 -include $(wildcard *.d prepro/*.d dev/*.d)

@@ -42,20 +42,42 @@ Sections: 1 the test frame | 2 golden files | 3 the life of an op | 4 ops and th
 #include <malloc.h>
 #include <stdlib.h>
 #ifndef CUDAEMU                   // dev/cudaemu.h has what these have
+#include <cublasLt.h>
 #include <cublas_v2.h>
+#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #endif
 
 // Managed memory, which CPU and GPU both reach, for whatever an operation may be given; other libraries' memory is freed as it was taken
+typedef struct { char *base; size_t bytes; } Managed;
+static Managed *managed;                       // all that is in use, in no order
+static size_t managed_count, managed_room;
+
 __attribute__((noinline)) static void *managed_malloc(size_t bytes) {  // inlined, gcc 12 believes that p dangles
     void *p = NULL;
-    return cudaMallocManaged(&p, bytes ? bytes : 1) == cudaSuccess ? p : NULL;
+    if (cudaMallocManaged(&p, bytes ? bytes : 1) != cudaSuccess) return NULL;
+    if (managed_count == managed_room) managed = (Managed *)realloc(managed, (managed_room += 4096) * sizeof(Managed));
+    if (!managed) exit(1);
+    managed[managed_count].base = (char *)p;
+    managed[managed_count++].bytes = bytes;
+    return p;
+}
+// the allocation in which p lies
+static inline int managed_block(const char *p, char **base, size_t *bytes) {
+    for (size_t i = managed_count; i-- > 0;) {
+        if (p < managed[i].base || p >= managed[i].base + managed[i].bytes) continue;
+        *base = managed[i].base, *bytes = managed[i].bytes;
+        return 1;
+    }
+    return 0;
 }
 static int managed_memalign(void **p, size_t bytes) { return (*p = managed_malloc(bytes)) ? 0 : ENOMEM; }
 static void managed_free(void *p) {
-    cudaPointerAttributes attributes;
-    if (p && cudaPointerGetAttributes(&attributes, p) == cudaSuccess && attributes.type == cudaMemoryTypeManaged) cudaFree(p);
-    else free(p);
+    size_t i = managed_count;
+    while (i > 0 && managed[i - 1].base != (char *)p) i--;
+    if (i == 0) { free(p); return; }
+    managed[i - 1] = managed[--managed_count];
+    cudaFree(p);
 }
 #define malloc(bytes) managed_malloc(bytes)
 #define aligned_alloc(alignment, bytes) managed_malloc(bytes)          // both start on 256 bytes
@@ -74,6 +96,13 @@ static void managed_free(void *p) {
 #undef malloc_floats
 #undef calloc_check
 
+#endif
+#ifdef VIVIM_BF16
+#include "dev/test_bf16.h"
+#else
+#define in_x(p) (p)
+#define back_from_x() ((void)0)
+#define shadows_free() ((void)0)
 #endif
 
 // Before the CPU looks at what operations wrote, or writes what they read: on a GPU they may still be under way
@@ -96,12 +125,14 @@ static void model_init_managed(Model *m, const Config *config, uint64_t seed) {
     memcpy(sublayers, m->sublayers, (size_t)m->num_sublayers * sizeof(Sublayer));
     free(m->sublayers);
     m->sublayers = sublayers;
+    if (sizeof(floatX) != sizeof(float)) m->weights = NULL;  // round_weights_cuda makes them
 }
 
 // The graph's memory goes back the way it came
 static void model_free_managed(Model *m) {
     free_check(m->grads), free_check(m->adam_m), free_check(m->adam_v);
     arena_free(&m->kept), arena_free(&m->scratch);
+    if ((void *)m->weights != (void *)m->params) free_check(m->weights);
     m->grads = m->adam_m = m->adam_v = NULL;
     model_free(m);
 }
@@ -123,10 +154,22 @@ static void model_free_managed(Model *m) {
 #endif
 
 #ifdef VIVIM_CUDA
-#define GUARD 20                               // floats before and after each tensor; 16 bytes of alignment, which float4 needs, no more
+#define GUARD 24                               // floats before and after each tensor; 16 bytes of alignment, which float4 needs, no more
 #else
 #define GUARD 17                               // odd, so that no tensor is well aligned
 #endif
+
+enum { ROUNDED_OP, ROUNDED_LAYERS, ROUNDED_MODEL };
+#ifdef VIVIM_BF16
+// bfloat16 has 8 bits: an activation is rounded by up to 0.2 % (2^-9) of itself. No limit is smaller than
+static const double BF16_LIMITS[] = {
+    1.5e-2,                                    // for one operation: input, weight and output are rounded, a sum of few terms cancels
+    5e-2,                                      // for the gradients of a chain of up to ten, where small ones are differences of large ones,
+                                               // and for what a model computes forward
+    0.15                                       // for the gradients of a model, whose chain is some hundred; largest seen: 0.103
+};
+#endif
+
 #define GUARD_BYTE 0xA5
 #define MAX_BLOCKS 4096
 #define OPS_FILES 4
@@ -135,7 +178,7 @@ typedef struct { float *base; size_t numel; } Block;
 
 typedef struct Test {
     const char *name;                          // of the running test
-    int verbose, comparisons, failures;
+    int verbose, comparisons, failures, rounded;  // rounded: ROUNDED_OP, ..: which limit a bf16 build has
     char skipped[256];                         // why, or empty
     double worst;                              // largest error / limit so far
     char worst_what[128];
@@ -164,6 +207,9 @@ static void expect(Test *t, int ok, const char *what) {
 
 // The one place where an error meets its limit.
 static void expect_error(Test *t, const char *what, double error, double limit) {
+#ifdef VIVIM_BF16
+    limit = fmax(limit, BF16_LIMITS[t->rounded]);
+#endif
     int ok = error <= limit;                   // false for NaN
     t->comparisons++;
     if (!ok) t->failures++;
@@ -193,6 +239,9 @@ static double largest(const float *a, size_t n) {
 // max |a - b| against limit * max |b|. A NaN anywhere in a makes the error NaN.
 static void expect_close(Test *t, const char *what, const float *a, const float *b, size_t n, double limit) {
     double error = 0, scale = largest(b, n);
+#ifdef VIVIM_BF16
+    if (n < 8) scale = fmax(scale, 1);         // a few numbers may cancel to nearly nothing: inputs, of size 1, are rounded
+#endif
     for (size_t i = 0; i < n; i++) {
         double difference = fabs((double)a[i] - (double)b[i]);
         if (!(difference <= error)) error = difference;
@@ -245,6 +294,18 @@ static float *tensor(Test *t, size_t n) {
     return base + GUARD;
 }
 
+// n activations as floats: themselves, or a copy that lives until the test ends
+static const float *floats_of(Test *t, const floatX *x, size_t n) {
+#ifdef VIVIM_BF16
+    float *copy = tensor(t, n);
+    for (size_t i = 0; i < n; i++) copy[i] = __bfloat162float(x[i]);
+    return copy;
+#else
+    (void)t, (void)n;
+    return x;
+#endif
+}
+
 static void check_guards(Test *t, const char *after) {
     settle();
     for (int b = 0; b < t->block_count; b++) {
@@ -259,6 +320,7 @@ static void check_guards(Test *t, const char *after) {
 }
 
 static void free_tensors(Test *t) {
+    shadows_free();
     while (t->block_count > 0) free(t->blocks[--t->block_count].base);
 }
 
@@ -658,6 +720,7 @@ static void op_golden(Op *op, const char *name, double forward_limit, double bac
     float *gy = golden_op(t, name, "gy", "", op->y.numel, op->y.channels_last);
     float *out = golden_op(t, name, "out", "", op->y.numel, op->y.channels_last);
     if (!gy || !out) return;
+    t->rounded = op->model ? ROUNDED_LAYERS : ROUNDED_OP;
     memcpy(op->y.grad, gy, op->y.numel * sizeof(float));
     for (int i = 0; i < op->count; i++) {
         OpTensor *x = &op->x[i];
@@ -1131,11 +1194,11 @@ static void part_forward(Op *op, int training, const float *x, float *y) {
     m->training = training;
     m->kept.used = m->scratch.used = 0;
     if (part == PART_SEGFORMER_BLOCK || part == PART_MAMBA_LAYER) {
-        float *inp = arena_take(&m->kept, op->y.numel);
-        if (!m->planning) memcpy(inp, x, op->y.numel * sizeof(float));
-        const float *out = sublayer_forward(m, st, s + 1, sublayer_forward(m, st, s, inp));
+        floatX *inp = (floatX *)arena_take(&m->kept, op->y.numel, sizeof(floatX));
+        for (size_t i = 0; i < op->y.numel && !m->planning; i++) inp[i] = x[i];
+        const floatX *out = sublayer_forward(m, st, s + 1, sublayer_forward(m, st, s, inp));
         settle();
-        if (!m->planning) memcpy(y, out, op->y.numel * sizeof(float));
+        for (size_t i = 0; i < op->y.numel && !m->planning; i++) y[i] = out[i];
     } else if (part == PART_ATTENTION) {
         self_attention_forward(m, st, s, y, x);
     } else if (part == PART_MAMBA) {
@@ -1215,7 +1278,7 @@ static void run_edge_head(Op *op, int backward) {
     Model *m = op->model;
     poison_arenas(m);
     m->kept.used = m->scratch.used = 0;
-    m->stages[0].out = op->x[0].data;
+    m->stages[0].out = in_x(op->x[0].data);
     edge_forward(m);
     settle();
     memcpy(op->y.data, m->edge_logits, op->y.numel * sizeof(float));
@@ -2279,6 +2342,7 @@ static void golden_clip(const SafeTensors *st, float *frames, float *masks, cons
 
 // All gradients against <prefix><key>: whole tensors, or the five statistics of each.
 static void compare_gradients(Test *t, const Model *m, const SafeTensors *st, const char *prefix, double limit) {
+    t->rounded = ROUNDED_MODEL;
     const char *zero_grad = safetensors_metadata(st, "zero_grad");
     char name[160], quoted[160], probe[160];
     double most = 0;
@@ -2359,6 +2423,7 @@ static void golden_released(Test *t, Model *m, const SafeTensors *st, const Gold
     float *weight = tensor(t, n), *dlogits = golden_targets(t, st, name, s), *dedge = tensor(t, n), *dinput = tensor(t, inputs);
     double *sums = (double *)malloc_check(3 * (size_t)s->B * sizeof(double));
     poison_arenas(m);
+    t->rounded = ROUNDED_LAYERS;
     model_forward(m, frames);
     fill(dedge, n, 0);
     if (total) {
@@ -2399,6 +2464,7 @@ static void golden_model(Test *t, const char *path) {
         safetensors_close(&st);
         return;
     }
+    t->rounded = ROUNDED_LAYERS;
     int released = safetensors_metadata(&st, "config") == NULL;
     size_t pixels = (size_t)s.H * (size_t)s.W, frame_count = (size_t)(s.B * s.T), E = (size_t)config.decoder_dim;
     float *frames = tensor(t, frame_count * pixels * 3), *masks = tensor(t, frame_count * pixels), *target = tensor(t, (size_t)s.B * pixels);
@@ -2423,25 +2489,27 @@ static void golden_model(Test *t, const char *path) {
         size_t n = frame_count * (size_t)stage->P * (size_t)stage->C;
         snprintf(name, sizeof name, "stage%d", i);
         double limit = five_times(&st, name);
-        if (safetensors_find(&st, name)) compare_golden(t, &st, name, stage->out, n, released, limit);
+        if (safetensors_find(&st, name)) compare_golden(t, &st, name, floats_of(t, stage->out, n), n, released, limit);
         snprintf(name, sizeof name, "stage%d.stats", i);
         const SafeTensor *stats = safetensors_find(&st, name);
         char probe[64];
         double ours[5];
         snprintf(probe, sizeof probe, "probe.stage%d", i);
-        statistics(ours, stage->out, n, probe);
+        statistics(ours, floats_of(t, stage->out, n), n, probe);
         if (stats) expect_error(t, name, statistics_error(ours, stats), limit);
         if (!released) continue;
         const Sublayer *first = m.sublayers + stage->first_sublayer, *mamba = first + 2 * config.depths[i];
         snprintf(name, sizeof name, "act.embed%d", i);
-        compare_golden(t, &st, name, first->x, n, 0, five_times(&st, name));
+        compare_golden(t, &st, name, floats_of(t, first->x, n), n, 0, five_times(&st, name));
         snprintf(name, sizeof name, "act.seg%d", i);
-        compare_golden(t, &st, name, mamba->x, n, 0, five_times(&st, name));
+        compare_golden(t, &st, name, floats_of(t, mamba->x, n), n, 0, five_times(&st, name));
         snprintf(name, sizeof name, "act.mlayer%d.out", i);
-        compare_golden(t, &st, name, mamba + 2 < first + stage->num_sublayers ? mamba[2].x : stage->out, n, 1, five_times(&st, name));
+        const floatX *after = mamba + 2 < first + stage->num_sublayers ? mamba[2].x : stage->out;
+        compare_golden(t, &st, name, floats_of(t, after, n), n, 1, five_times(&st, name));
     }
     if (released) {
-        compare_golden(t, &st, "act.dec_fuse.out", m.map, frame_count * (size_t)m.stages[0].P * E, 1, five_times(&st, "act.dec_fuse.out"));
+        size_t map = frame_count * (size_t)m.stages[0].P * E;
+        compare_golden(t, &st, "act.dec_fuse.out", floats_of(t, m.map, map), map, 1, five_times(&st, "act.dec_fuse.out"));
         compare_golden(t, &st, "logits_lowres", m.low, frame_count * (size_t)m.stages[0].P, 0, five_times(&st, "logits_lowres"));
     }
     const char *mean_after = released ? "after.decoder.batch_norm.running_mean" : "bn.running_mean_after";
@@ -2526,6 +2594,7 @@ static void test_trajectory(Test *t, const void *row) {
     golden_weights(&m, NULL);
     model_plan(&m, s.B, s.T, s.H, s.W, 1, 0, 0);
     double limit = five_times(&st, "param statistics (worst)");
+    t->rounded = ROUNDED_LAYERS;
     float *last = tensor(t, m.num_params), *start = copy_of(t, m.params, m.num_params);
     for (int k = 0; k <= STEPS; k++) {         // the step after the last serves for its loss only
         memcpy(last, m.params, m.num_params * sizeof(float));
@@ -2915,12 +2984,12 @@ static void test_drop(Test *t, const void *row) {
         size_t n = (size_t)st->P * (size_t)st->C;
         for (int k = 0; k < st->num_sublayers; k++) {
             const Sublayer *s = m.sublayers + st->first_sublayer + k;
-            const float *out = k + 1 < st->num_sublayers ? s[1].x : st->out;
+            const floatX *out = k + 1 < st->num_sublayers ? s[1].x : st->out;
             double p = s->kind == ATTENTION || s->kind == MIX_FFN ? 0.5 * s->drop_index / (m.num_blocks - 1) : 0;
             expect(t, (s->drop != NULL) == (p > 0), "a sublayer can be dropped from the second SegFormer block on");
             for (int f = 1; f < B * T && s->drop; f++) mixed += s->drop[f] != s->drop[0];
             for (int f = 0; f < B * T && s->drop; f++) {
-                int same = memcmp(out + (size_t)f * n, s->x + (size_t)f * n, n * sizeof(float)) == 0;
+                int same = memcmp(out + (size_t)f * n, s->x + (size_t)f * n, n * sizeof(floatX)) == 0;
                 expect(t, same == (s->drop[f] == 0), "dropped frames alone pass unchanged");
                 if (s->drop[f] != 0) expect_error(t, "a kept branch is scaled by 1/(1-p)", fabs((double)s->drop[f] * (1 - p) - 1), 1e-6);
                 dropped += s->drop[f] == 0, kept += s->drop[f] != 0;
@@ -3530,7 +3599,7 @@ static int all_tests(TestCase *tests) {
 
 static void run_test(Test *t, const TestCase *test, int *counts) {
     t->name = test->name;
-    t->comparisons = t->failures = 0;
+    t->comparisons = t->failures = 0, t->rounded = ROUNDED_OP;
     t->worst = 0;
     t->skipped[0] = t->worst_what[0] = '\0';
     settle();

@@ -39,9 +39,11 @@ CONVENTIONS
    Threads share work by fixed pieces, and sums over tokens are made in fixed slices: the number of threads never changes a
    bit of any result. test_vivim.c holds every function to PyTorch's numbers and to finite differences.
    Sections 1 - 11 are operations on plain arrays; the graph, in 12 and 13, says which follows which and touches no number
-   itself: train_vivim.cu compiles it once more (VIVIM_GRAPH) on operations that run on a GPU. HOST_DEVICE: kernels call it too.
+   itself: train_vivim.cu puts operations under it that run on a GPU. HOST_DEVICE: kernels call it too.
+   floatX: the type of activations and of the weights that multiply them: float here, maybe a shorter one on a GPU. Losses,
+   statistics, gradients of parameters, the scan's states are float everywhere.
 */
-#ifndef VIVIM_GRAPH  // train_vivim.cu includes the model's graph a second time, on operations that run on the GPU
+#if VIVIM_PART != 2  // train_vivim.cu includes this file in two parts: 1 all but the graph, 2 the graph
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE  // POSIX (mmap, sigaction, clock_gettime) and madvise
 #endif
@@ -74,6 +76,9 @@ CONVENTIONS
 #include "prepro/shard.h"
 #ifdef VIVIM_DOUBLE  // test_vivim.c compiles this file a second time with every float a double: exact finite differences
 #include "dev/double.h"
+#endif
+#ifndef VIVIM_FLOATX
+typedef float floatX;
 #endif
 #include "dev/parallel.h"  // parallel.rank, parallel.ranks; sum_over_ranks, parallel_sum: nothing for one process
 
@@ -147,15 +152,15 @@ enum { RED_ZONE = 0 };
 #define ASAN_UNPOISON_MEMORY_REGION(address, bytes) ((void)0)
 #endif
 
-static float *arena_take(Arena *arena, size_t n) {
-    size_t bytes = (n * sizeof(float) + 63) / 64 * 64;  // every tensor starts on a cache line
-    float *p = arena->base ? (float *)(void *)(arena->base + arena->used) : NULL;
+static void *arena_take(Arena *arena, size_t n, size_t size) {
+    size_t bytes = (n * size + 63) / 64 * 64;  // every tensor starts on a cache line
+    char *p = arena->base ? arena->base + arena->used : NULL;
     arena->used += bytes + RED_ZONE;
     if (arena->used > arena->peak) arena->peak = arena->used;
     if (p == NULL) return NULL;
     if (arena->used > arena->size) fail("internal error: an arena of %zu bytes is too small; please report it", arena->size);
-    ASAN_UNPOISON_MEMORY_REGION(p, n * sizeof(float));
-    ASAN_POISON_MEMORY_REGION((char *)p + n * sizeof(float), bytes - n * sizeof(float) + RED_ZONE);
+    ASAN_UNPOISON_MEMORY_REGION(p, n * size);
+    ASAN_POISON_MEMORY_REGION(p + n * size, bytes - n * size + RED_ZONE);
     return p;
 }
 
@@ -1556,19 +1561,19 @@ typedef struct {
     size_t in_proj, out_proj;                    // ST_MAMBA
     Direction scan[3];
     // kept by forward for backward (in evaluation they live in scratch memory, for the length of the sublayer only)
-    float *x, *mean, *rstd, *drop;               // input (rows, C), its layer norm's statistics, drop path's factors
-    float *q, *att, *sr_out, *sr_mean, *sr_rstd, *kv, *k, *v;  // (rows, C); on the reduced grid (rows_k, C) and (rows_k)
-    float *h1, *h2;                              // (rows, 4C) before and after the depthwise convolution
-    float *xz, *y, *x_dbl[3], *states[3];        // (rows, 2D), sum of the scans (rows, D), (rows, R + 2N), checkpoints
+    floatX *x; float *mean, *rstd, *drop;        // input (rows, C), its layer norm's statistics, drop path's factors
+    floatX *q, *att, *sr_out, *kv, *k, *v; float *sr_mean, *sr_rstd;  // (rows, C); on the reduced grid (rows_k, C), (rows_k)
+    floatX *h1, *h2;                             // (rows, 4C) before and after the depthwise convolution
+    floatX *xz, *y, *x_dbl[3]; float *states[3]; // (rows, 2D), sum of the scans (rows, D), (rows, R + 2N), checkpoints
 } Sublayer;
 
 typedef struct {
     int C, H, W, P, C_in, H_in, W_in;  // of its features and of its input
     int heads, reduction, kernel, stride, num_sublayers, first_sublayer;
     Layer patch, patch_norm, linear_c;
-    float *embed, *mean, *rstd;        // convolution's output (rows, C) before its layer norm
-    const float *inp;                  // (B*T, H_in, W_in, C_in): the images or the stage before
-    float *out;                        // (rows, C)
+    floatX *embed; float *mean, *rstd; // convolution's output (rows, C) before its layer norm
+    const floatX *inp;                 // (B*T, H_in, W_in, C_in): the images or the stage before
+    floatX *out;                       // (rows, C)
 } Stage;
 
 typedef struct {
@@ -1577,6 +1582,7 @@ typedef struct {
     int num_tensors, num_sublayers, num_blocks;
     size_t num_params, num_buffers;
     float *params, *grads, *adam_m, *adam_v, *buffers;  // grads and Adam's moments exist once training was planned
+    floatX *weights;                                    // params as the products of matrices read them
     int64_t step, batches_tracked;                      // optimiser steps done; batch norm updates
     uint64_t seed;
     float drop_path, dropout;                           // 0.1 in training; tests set 0
@@ -1590,10 +1596,10 @@ typedef struct {
     int planning;                          // the planning pass takes memory (all pointers are NULL) and computes nothing
     size_t kept_planned, scratch_planned;  // bytes that it found
     Arena kept, scratch;                   // what backward needs; what lives inside one function
-    float *folded[4], *folded_bias;        // (E, C_i), (E): decoder matrices of this step
-    float *map, *bn_mean, *bn_rstd, *bn_scale, *bn_shift;  // (B*T*P, E), (E)
+    floatX *folded[4], *folded_bias, *map; // (E, C_i), (E): decoder matrices of this step; (B*T*P, E)
+    float *bn_mean, *bn_rstd, *bn_scale, *bn_shift;  // (E)
     float *low, *logits;                   // (frames, P), (frames, H, W), frames = all_frames ? B*T : B
-    float *edge_h[2], *edge_low, *edge_logits;  // in training: (frames, P1, C1), (frames, P1), (frames, H, W)
+    floatX *edge_h[2]; float *edge_low, *edge_logits;  // in training: (frames, P1, C1), (frames, P1), (frames, H, W)
 } Model;
 
 // Appends the row prefix+name+suffix to the table and returns the tensor's offset. Unused dimensions are 0.
@@ -1711,6 +1717,7 @@ static float initial_value(const Tensor *t, uint64_t key, size_t k) {
 static void model_allocate(Model *m, uint64_t seed) {
     m->seed = seed;
     m->params = malloc_floats(m->num_params);
+    m->weights = (floatX *)(void *)m->params;  // train_vivim.cu has rounded copies, where floatX is not float
     m->buffers = malloc_floats(m->num_buffers);
     for (int i = 0; i < m->num_tensors; i++) {
         const Tensor *t = &m->tensors[i]; uint64_t key = rng_key(seed, RNG_INIT, (uint64_t)i);
@@ -1777,31 +1784,45 @@ static void model_free(Model *m) {
     memset(m, 0, sizeof *m);
 }
 
-#endif  // VIVIM_GRAPH. From here to the end of section 13 nothing but operations touches a tensor.
+// Makes room for gradients and Adam's moments, once
+static void model_trainable(Model *m) {
+    if (m->grads) return;
+    m->grads = (float *)calloc_check(m->num_params, sizeof(float));
+    m->adam_m = (float *)calloc_check(m->num_params, sizeof(float));
+    m->adam_v = (float *)calloc_check(m->num_params, sizeof(float));
+}
+
+#endif
+#if VIVIM_PART != 1  // the graph: from here to the end of section 13 nothing but operations touches a tensor
 
 // Every sublayer's F below has the same shape: forward(m, st, s, out, inp), backward(m, st, s, dinp, dout, inp), all (rows,
 // C) with rows = B*T*P, inp the layer norm's output. It takes all its memory first; the planning pass ends there.
 // And it resets scratch.used at once, though it goes on using the memory: nobody else takes any before it returns.
 
 // n floats that backward needs: in training from m->kept, in evaluation from m->scratch, back when the sublayer is done
-static float *keep(Model *m, size_t n) { return arena_take(m->training ? &m->kept : &m->scratch, n); }
-static float *scratch(Model *m, size_t n) { return arena_take(&m->scratch, n); }
+static floatX *kept(Model *m, size_t n) { return (floatX *)arena_take(&m->kept, n, sizeof(floatX)); }
+static float *kept_floats(Model *m, size_t n) { return (float *)arena_take(&m->kept, n, sizeof(float)); }
+static Arena *keeper(Model *m) { return m->training ? &m->kept : &m->scratch; }
+static floatX *keep(Model *m, size_t n) { return (floatX *)arena_take(keeper(m), n, sizeof(floatX)); }
+static float *keep_floats(Model *m, size_t n) { return (float *)arena_take(keeper(m), n, sizeof(float)); }
+static floatX *scratch(Model *m, size_t n) { return (floatX *)arena_take(&m->scratch, n, sizeof(floatX)); }
+static float *scratch_floats(Model *m, size_t n) { return (float *)arena_take(&m->scratch, n, sizeof(float)); }
 
 // F.linear and F.layer_norm with a layer's parameters and gradients: out (rows, N), inp (rows, K); inp (rows, C)
-static void linear_forward(const Model *m, float *out, const float *inp, Layer layer, int rows, int N, int K) {
-    matmul_forward(out, inp, m->params + layer.weight, m->params + layer.bias, rows, N, K);
+static void linear_forward(const Model *m, floatX *out, const floatX *inp, Layer layer, int rows, int N, int K) {
+    matmul_forward(out, inp, m->weights + layer.weight, m->weights + layer.bias, rows, N, K);
 }
 // accumulate: dinp += (inp feeds several layers), else dinp =
-static void linear_backward(const Model *m, float *dinp, const float *dout, const float *inp, Layer layer, int rows, int N,
+static void linear_backward(const Model *m, floatX *dinp, const floatX *dout, const floatX *inp, Layer layer, int rows, int N,
                             int K, int accumulate) {
-    matmul(dinp, K, dout, N, 0, m->params + layer.weight, K, 0, NULL, rows, K, N, accumulate);
+    matmul(dinp, K, dout, N, 0, m->weights + layer.weight, K, 0, NULL, rows, K, N, accumulate);
     matmul_backward(NULL, m->grads + layer.weight, m->grads + layer.bias, dout, inp, NULL, rows, N, K);
 }
-static void norm_forward(const Model *m, float *out, float *mean, float *rstd, const float *inp, Layer layer, int rows,
+static void norm_forward(const Model *m, floatX *out, float *mean, float *rstd, const floatX *inp, Layer layer, int rows,
                          int C) {
     layernorm_forward(out, mean, rstd, inp, m->params + layer.weight, m->params + layer.bias, rows, C);
 }
-static void norm_backward(const Model *m, float *dinp, const float *dout, const float *dresidual, const float *inp,
+static void norm_backward(const Model *m, floatX *dinp, const floatX *dout, const floatX *dresidual, const floatX *inp,
                           Layer layer, const float *mean, const float *rstd, int rows, int C) {
     layernorm_backward(dinp, m->grads + layer.weight, m->grads + layer.bias, dout, dresidual, inp, m->params + layer.weight,
                        mean, rstd, rows, C);
@@ -1809,13 +1830,13 @@ static void norm_backward(const Model *m, float *dinp, const float *dout, const 
 
 // ---- SegFormer's self-attention. With reduction s > 1 keys and values come from a grid s times smaller in each axis:
 //   kv = LN(conv_s(x)) or x;  out = W_o Attention(W_q x + b_q, W_k kv + b_k, W_v kv + b_v) + b_o
-static void self_attention_forward(Model *m, const Stage *st, Sublayer *a, float *out, const float *inp) {
+static void self_attention_forward(Model *m, const Stage *st, Sublayer *a, floatX *out, const floatX *inp) {
     int C = st->C, N = m->B * m->T, rows = N * st->P, s = st->reduction, Pk = (st->H / s) * (st->W / s), rows_k = N * Pk;
     size_t mark = m->scratch.used, n = (size_t)rows * C, n_k = (size_t)rows_k * C;
-    const float *w = m->params, *kv = inp;
+    const floatX *w = m->weights, *kv = inp;
     a->q = keep(m, n), a->att = keep(m, n), a->k = keep(m, n_k), a->v = keep(m, n_k);
     if (s > 1) {
-        a->sr_out = keep(m, n_k), a->sr_mean = keep(m, (size_t)rows_k), a->sr_rstd = keep(m, (size_t)rows_k);
+        a->sr_out = keep(m, n_k), a->sr_mean = keep_floats(m, (size_t)rows_k), a->sr_rstd = keep_floats(m, (size_t)rows_k);
         kv = a->kv = keep(m, n_k);
     }
     m->scratch.used = mark;
@@ -1831,13 +1852,13 @@ static void self_attention_forward(Model *m, const Stage *st, Sublayer *a, float
     linear_forward(m, out, a->att, a->proj, rows, C, C);
 }
 
-static void self_attention_backward(Model *m, const Stage *st, Sublayer *a, float *dinp, const float *dout,
-                                    const float *inp) {
+static void self_attention_backward(Model *m, const Stage *st, Sublayer *a, floatX *dinp, const floatX *dout,
+                                    const floatX *inp) {
     int C = st->C, N = m->B * m->T, rows = N * st->P, s = st->reduction, Pk = (st->H / s) * (st->W / s), rows_k = N * Pk;
     size_t mark = m->scratch.used, n = (size_t)rows * C, n_k = (size_t)rows_k * C;
-    const float *w = m->params, *kv = s > 1 ? a->kv : inp;
-    float *g = m->grads, *datt = scratch(m, n), *dq = scratch(m, n), *dk = scratch(m, n_k), *dv = scratch(m, n_k);
-    float *dkv = s > 1 ? scratch(m, n_k) : dinp;
+    const floatX *w = m->weights, *kv = s > 1 ? a->kv : inp; float *g = m->grads;
+    floatX *datt = scratch(m, n), *dq = scratch(m, n), *dk = scratch(m, n_k), *dv = scratch(m, n_k);
+    floatX *dkv = s > 1 ? scratch(m, n_k) : dinp;
     m->scratch.used = mark;
     if (m->planning) return;
     linear_backward(m, datt, dout, a->att, a->proj, rows, C, C, 0);
@@ -1853,11 +1874,11 @@ static void self_attention_backward(Model *m, const Stage *st, Sublayer *a, floa
 
 // ---- The feed-forward networks: SegFormer's MixFFN (depthwise 3x3 in each frame) and Vivim's DSF (3x3x3 in the clip):
 //   h1 = W_1 x + b_1 (4C);  h2 = dwconv(h1);  out = W_2 gelu(h2) + b_2
-static void ffn_forward(Model *m, const Stage *st, Sublayer *f, float *out, const float *inp) {
+static void ffn_forward(Model *m, const Stage *st, Sublayer *f, floatX *out, const floatX *inp) {
     int C = st->C, rows = m->B * m->T * st->P, kt = f->kind == DSF ? 3 : 1; const float *w = m->params;
     size_t mark = m->scratch.used, n = (size_t)rows * 4 * C;
     f->h1 = keep(m, n), f->h2 = keep(m, n);
-    float *act = m->training ? scratch(m, n) : f->h2;
+    floatX *act = m->training ? scratch(m, n) : f->h2;
     m->scratch.used = mark;
     if (m->planning) return;
     linear_forward(m, f->h1, inp, f->fc1, rows, 4 * C, C);
@@ -1866,10 +1887,10 @@ static void ffn_forward(Model *m, const Stage *st, Sublayer *f, float *out, cons
     linear_forward(m, out, act, f->fc2, rows, C, 4 * C);
 }
 
-static void ffn_backward(Model *m, const Stage *st, Sublayer *f, float *dinp, const float *dout, const float *inp) {
+static void ffn_backward(Model *m, const Stage *st, Sublayer *f, floatX *dinp, const floatX *dout, const floatX *inp) {
     int C = st->C, rows = m->B * m->T * st->P, kt = f->kind == DSF ? 3 : 1;
     size_t mark = m->scratch.used, n = (size_t)rows * 4 * C; const float *w = m->params;
-    float *g = m->grads, *act = scratch(m, n), *dact = scratch(m, n), *dh1 = act;  // dh1 comes when act is done with
+    float *g = m->grads; floatX *act = scratch(m, n), *dact = scratch(m, n), *dh1 = act;  // dh1 comes when act is done with
     m->scratch.used = mark;
     if (m->planning) return;
     gelu_forward(act, f->h2, n);
@@ -1887,72 +1908,72 @@ static void ffn_backward(Model *m, const Stage *st, Sublayer *f, float *dinp, co
 // The released code gates every direction by the same SiLU(z) and then adds; gating the sum once is the same.
 
 // a (rows, D) and dt (rows, D) of direction g; x_dbl must hold W_x a unless it is to be computed here
-static void scan_inputs(Model *m, const Stage *st, Sublayer *s, int g, float *a, float *dt, int compute_x_dbl) {
+static void scan_inputs(Model *m, const Stage *st, Sublayer *s, int g, floatX *a, floatX *dt, int compute_x_dbl) {
     const Config *c = &m->config; const Direction *p = &s->scan[g];
     int D = c->expand * st->C, R = dt_rank(st->C), rows = m->B * m->T * st->P, ld = R + 2 * c->d_state;
-    const float *w = m->params;
+    const float *w = m->params; const floatX *wx = m->weights;
     conv1d_silu_forward(a, s->xz, 2 * D, w + p->conv.weight, w + p->conv.bias, g, m->B, m->T, st->P, D, c->d_conv);
-    if (compute_x_dbl) matmul_forward(s->x_dbl[g], a, w + p->x_proj, NULL, rows, ld, D);
-    matmul(dt, D, s->x_dbl[g], ld, 0, w + p->dt_proj.weight, R, 1, w + p->dt_proj.bias, rows, D, R, 0);
+    if (compute_x_dbl) matmul_forward(s->x_dbl[g], a, wx + p->x_proj, NULL, rows, ld, D);
+    matmul(dt, D, s->x_dbl[g], ld, 0, wx + p->dt_proj.weight, R, 1, wx + p->dt_proj.bias, rows, D, R, 0);
     softplus_forward(dt, (size_t)rows * D);
 }
 
-static void st_mamba_forward(Model *m, const Stage *st, Sublayer *s, float *out, const float *inp) {
+static void st_mamba_forward(Model *m, const Stage *st, Sublayer *s, floatX *out, const floatX *inp) {
     const Config *c = &m->config;
     int C = st->C, D = c->expand * C, N = c->d_state, R = dt_rank(C), rows = m->B * m->T * st->P, ld = R + 2 * N, first = 1;
-    const float *w = m->params; size_t mark = m->scratch.used, n = (size_t)rows * D;
+    const float *w = m->params; const floatX *wx = m->weights; size_t mark = m->scratch.used, n = (size_t)rows * D;
     s->xz = keep(m, 2 * n), s->y = keep(m, n);
     for (int g = 0; g < 3; g++) {
         if (!has_scan(c, g)) continue;
         s->x_dbl[g] = keep(m, (size_t)rows * ld);
-        s->states[g] = m->training ? keep(m, selective_scan_states(m->B, m->T, st->P, D, N)) : NULL;
+        s->states[g] = m->training ? keep_floats(m, selective_scan_states(m->B, m->T, st->P, D, N)) : NULL;
     }
-    float *a = scratch(m, n), *dt = scratch(m, n);
+    floatX *a = scratch(m, n), *dt = scratch(m, n);
     m->scratch.used = mark;
     if (m->planning) return;
-    matmul_forward(s->xz, inp, w + s->in_proj, NULL, rows, 2 * D, C);
+    matmul_forward(s->xz, inp, wx + s->in_proj, NULL, rows, 2 * D, C);
     for (int g = 0; g < 3; g++) {
         if (!has_scan(c, g)) continue;
-        const float *Bt = s->x_dbl[g] + R, *Ct = Bt + N; scan_inputs(m, st, s, g, a, dt, 1);
+        const floatX *Bt = s->x_dbl[g] + R, *Ct = Bt + N; scan_inputs(m, st, s, g, a, dt, 1);
         selective_scan_forward(s->y, s->states[g], a, dt, Bt, Ct, ld, w + s->scan[g].A_log, w + s->scan[g].D,
                                g, m->B, m->T, st->P, D, N, !first);
         first = 0;
     }
     gate_forward(a, s->y, s->xz, 1.0f / (float)strlen(c->scans), rows, D);
-    matmul_forward(out, a, w + s->out_proj, NULL, rows, C, D);
+    matmul_forward(out, a, wx + s->out_proj, NULL, rows, C, D);
 }
 
-static void st_mamba_backward(Model *m, const Stage *st, Sublayer *s, float *dinp, const float *dout, const float *inp) {
+static void st_mamba_backward(Model *m, const Stage *st, Sublayer *s, floatX *dinp, const floatX *dout, const floatX *inp) {
     const Config *c = &m->config;
     int C = st->C, D = c->expand * C, N = c->d_state, R = dt_rank(C), rows = m->B * m->T * st->P, ld = R + 2 * N, first = 1;
-    const float *w = m->params; float *dw = m->grads, scale = 1.0f / (float)strlen(c->scans);
+    const float *w = m->params; const floatX *wx = m->weights; float *dw = m->grads, scale = 1.0f / (float)strlen(c->scans);
     size_t mark = m->scratch.used, n = (size_t)rows * D;
-    float *a = scratch(m, n), *dt = scratch(m, n), *dy = scratch(m, n), *da = scratch(m, n), *ddt = scratch(m, n);
-    float *dxz = scratch(m, 2 * n), *dx_dbl = scratch(m, (size_t)rows * ld);
+    floatX *a = scratch(m, n), *dt = scratch(m, n), *dy = scratch(m, n), *da = scratch(m, n), *ddt = scratch(m, n);
+    floatX *dxz = scratch(m, 2 * n), *dx_dbl = scratch(m, (size_t)rows * ld);
     m->scratch.used = mark;
     if (m->planning) return;
     gate_forward(a, s->y, s->xz, scale, rows, D);
-    matmul_backward(dy, dw + s->out_proj, NULL, dout, a, w + s->out_proj, rows, C, D);
+    matmul_backward(dy, dw + s->out_proj, NULL, dout, a, wx + s->out_proj, rows, C, D);
     gate_backward(dy, dxz, dy, s->y, s->xz, scale, rows, D);
     for (int g = 0; g < 3; g++) {
         if (!has_scan(c, g)) continue;
-        const Direction *p = &s->scan[g]; const float *Bt = s->x_dbl[g] + R, *Ct = Bt + N;
+        const Direction *p = &s->scan[g]; const floatX *Bt = s->x_dbl[g] + R, *Ct = Bt + N;
         scan_inputs(m, st, s, g, a, dt, 0);
         selective_scan_backward(da, ddt, dx_dbl + R, dx_dbl + R + N, ld, dw + p->A_log, dw + p->D, dy, a, dt, Bt, Ct, ld,
                                 w + p->A_log, w + p->D, s->states[g], g, m->B, m->T, st->P, D, N);
         softplus_backward(ddt, dt, n);
         // dt = W_dt delta + b: delta is the first R columns of x_dbl
-        matmul(dx_dbl, ld, ddt, D, 0, w + p->dt_proj.weight, R, 0, NULL, rows, R, D, 0);
+        matmul(dx_dbl, ld, ddt, D, 0, wx + p->dt_proj.weight, R, 0, NULL, rows, R, D, 0);
         matmul(dw + p->dt_proj.weight, R, ddt, D, 1, s->x_dbl[g], ld, 0, NULL, D, R, rows, 1);
         add_column_sums(dw + p->dt_proj.bias, ddt, rows, D);
         // x_dbl = W_x a
-        matmul(da, D, dx_dbl, ld, 0, w + p->x_proj, D, 0, NULL, rows, D, ld, 1);
+        matmul(da, D, dx_dbl, ld, 0, wx + p->x_proj, D, 0, NULL, rows, D, ld, 1);
         matmul(dw + p->x_proj, D, dx_dbl, ld, 1, a, D, 0, NULL, ld, D, rows, 1);
         conv1d_silu_backward(dxz, 2 * D, dw + p->conv.weight, dw + p->conv.bias, da, s->xz, 2 * D, w + p->conv.weight,
                              w + p->conv.bias, g, m->B, m->T, st->P, D, c->d_conv, !first);
         first = 0;
     }
-    matmul_backward(dinp, dw + s->in_proj, NULL, dxz, inp, w + s->in_proj, rows, 2 * D, C);
+    matmul_backward(dinp, dw + s->in_proj, NULL, dxz, inp, wx + s->in_proj, rows, 2 * D, C);
 }
 
 // Drop path's probability in this sublayer: 0.1 j/(J-1) for SegFormer block j of J, in training only
@@ -1964,14 +1985,14 @@ static float drop_probability(const Model *m, const Sublayer *s) {
 // ---- One sublayer: out = x + drop * F(LN(x)). In training x is kept and out is new; in evaluation out replaces x. Returns
 // out. Drop path (stochastic depth): SegFormer block j of J drops its branch for a whole frame with probability 0.1 j/(J-1)
 // and scales the kept ones up.
-static float *sublayer_forward(Model *m, const Stage *st, Sublayer *s, float *x) {
+static floatX *sublayer_forward(Model *m, const Stage *st, Sublayer *s, floatX *x) {
     int C = st->C, frames = m->B * m->T, rows = frames * st->P;
     size_t mark = m->scratch.used, n = (size_t)rows * C;
     float p = drop_probability(m, s);
     s->x = x;
-    s->mean = keep(m, (size_t)rows), s->rstd = keep(m, (size_t)rows);
-    s->drop = p > 0.0f ? keep(m, (size_t)frames) : NULL;
-    float *out = m->training ? keep(m, n) : x, *ln = scratch(m, n), *branch = scratch(m, n);
+    s->mean = keep_floats(m, (size_t)rows), s->rstd = keep_floats(m, (size_t)rows);
+    s->drop = p > 0.0f ? keep_floats(m, (size_t)frames) : NULL;
+    floatX *out = m->training ? keep(m, n) : x, *ln = scratch(m, n), *branch = scratch(m, n);
     if (!m->planning) {
         uint64_t key = rng_key(m->seed, RNG_DROP_PATH, (uint64_t)m->step);
         uint64_t first = ((uint64_t)(s - m->sublayers) << 16) + (uint64_t)parallel.rank * (uint64_t)frames;  // 65536 each
@@ -1987,10 +2008,10 @@ static float *sublayer_forward(Model *m, const Stage *st, Sublayer *s, float *x)
 }
 
 // dx (rows, C): the gradient of the sublayer's output on entry, of its input on return
-static void sublayer_backward(Model *m, const Stage *st, Sublayer *s, float *dx) {
+static void sublayer_backward(Model *m, const Stage *st, Sublayer *s, floatX *dx) {
     int C = st->C, frames = m->B * m->T, rows = frames * st->P;
     size_t mark = m->scratch.used, n = (size_t)rows * C;
-    float *ln = scratch(m, n), *dln = scratch(m, n), *dbranch = drop_probability(m, s) > 0.0f ? scratch(m, n) : dx;
+    floatX *ln = scratch(m, n), *dln = scratch(m, n), *dbranch = drop_probability(m, s) > 0.0f ? scratch(m, n) : dx;
     if (!m->planning) {
         if (s->drop) residual(dbranch, NULL, dx, s->drop, frames, (size_t)st->P * C);
         norm_forward(m, ln, s->mean, s->rstd, s->x, s->norm, rows, C);  // again: cheaper than keeping it
@@ -2015,23 +2036,23 @@ static void decoder_fold(Model *m) {
     int E = m->config.decoder_dim;
     for (int i = 0; i < 4; i++) {
         int C = m->stages[i].C;
-        const float *w = m->params, *w_fuse = w + fuse_block(m, i);
+        const floatX *w = m->weights, *w_fuse = w + fuse_block(m, i);
         matmul(m->folded[i], C, w_fuse, 4 * E, 0, w + m->stages[i].linear_c.weight, C, 0, NULL, E, C, E, 0);
         matmul(m->folded_bias, 1, w_fuse, 4 * E, 0, w + m->stages[i].linear_c.bias, 1, 0, NULL, E, 1, E, i > 0);
     }
 }
 
 // map (n, H1, W1, E) of the n frames from frame f on: batch norm's input
-static void decoder_map(Model *m, float *map, int f, int n) {
+static void decoder_map(Model *m, floatX *map, int f, int n) {
     int E = m->config.decoder_dim, H = m->stages[0].H, W = m->stages[0].W;
     size_t mark = m->scratch.used;
-    float *part[4] = {map, NULL, NULL, NULL};  // stage 1 needs no upsampling: it starts the sum
+    floatX *part[4] = {map, NULL, NULL, NULL};  // stage 1 needs no upsampling: it starts the sum
     for (int i = 1; i < 4; i++) part[i] = scratch(m, (size_t)n * m->stages[i].P * E);
     m->scratch.used = mark;
     if (m->planning) return;
     for (int i = 0; i < 4; i++) {
         const Stage *st = &m->stages[i];
-        const float *inp = st->out + (size_t)f * st->P * st->C;
+        const floatX *inp = st->out + (size_t)f * st->P * st->C;
         matmul_forward(part[i], inp, m->folded[i], i == 0 ? m->folded_bias : NULL, n * st->P, E, st->C);
     }
     int heights[3] = {m->stages[1].H, m->stages[2].H, m->stages[3].H};
@@ -2048,7 +2069,7 @@ static int logits_frames(const Model *m) { return m->all_frames ? m->B * m->T : 
 static void batchnorm_over_ranks(Model *m, int rows) {
     int R = parallel.ranks, E = m->config.decoder_dim;
     size_t mark = m->scratch.used;
-    float *means = scratch(m, (size_t)(R + 1) * E), *vars = means + (size_t)R * E;  // (R, E), (E)
+    float *means = scratch_floats(m, (size_t)(R + 1) * E), *vars = means + (size_t)R * E;  // (R, E), (E)
     m->scratch.used = mark;
     if (m->planning) return;
     zero_floats(means, (size_t)R * E);
@@ -2063,14 +2084,15 @@ static void decoder_forward(Model *m) {
     int E = m->config.decoder_dim, P = m->stages[0].P, frames = m->B * m->T, outputs = logits_frames(m);
     size_t frame = (size_t)P * E, rows = (size_t)frames * P;
     const float *gamma = m->params + m->batch_norm.weight, *beta = m->params + m->batch_norm.bias;
-    float **const of_channels[] = {&m->folded_bias, &m->bn_mean, &m->bn_rstd, &m->bn_scale, &m->bn_shift};
+    float **const of_channels[] = {&m->bn_mean, &m->bn_rstd, &m->bn_scale, &m->bn_shift};
     uint64_t key = rng_key(m->seed, RNG_DROPOUT, (uint64_t)m->step), before = (uint64_t)parallel.rank * frames * frame;
     int ranks = m->local_bn ? 1 : parallel.ranks;  // that batch norm sees
-    for (int i = 0; i < 4; i++) m->folded[i] = arena_take(&m->kept, (size_t)E * m->stages[i].C);
-    for (int i = 0; i < 5; i++) *of_channels[i] = arena_take(&m->kept, (size_t)E);
-    m->low = arena_take(&m->kept, (size_t)outputs * P);
-    m->logits = arena_take(&m->kept, (size_t)outputs * m->H * m->W);
-    m->map = arena_take(&m->kept, m->training ? frames * frame : frame);  // evaluation decodes one frame at a time
+    for (int i = 0; i < 4; i++) m->folded[i] = kept(m, (size_t)E * m->stages[i].C);
+    m->folded_bias = kept(m, (size_t)E);
+    for (int i = 0; i < 4; i++) *of_channels[i] = kept_floats(m, (size_t)E);
+    m->low = kept_floats(m, (size_t)outputs * P);
+    m->logits = kept_floats(m, (size_t)outputs * m->H * m->W);
+    m->map = kept(m, m->training ? frames * frame : frame);  // evaluation decodes one frame at a time
     if (!m->planning) decoder_fold(m);
     if (m->training) decoder_map(m, m->map, 0, frames);
     // statistics of all frames, though only target frames are supervised; bn_rstd: the variance, until the next line
@@ -2094,16 +2116,17 @@ static void decoder_forward(Model *m) {
 // dstage[i] (B*T*P_i, C_i) from dlogits (frames, H, W). With M_i = W_fuse,i W_i and g_i = upsample^T(dmap):
 //   dstage_i = g_i M_i;  dM_i = g_i^T stage_i;  dW_i += W_fuse,i^T dM_i;  dW_fuse,i += dM_i W_i^T
 // dM's companion sum(dmap) is zero: batch norm removes every constant. So the biases b_i get no gradient.
-static void decoder_backward(Model *m, float *const dstage[4], const float *dlogits) {
+static void decoder_backward(Model *m, floatX *const dstage[4], const float *dlogits) {
     int E = m->config.decoder_dim, H = m->stages[0].H, W = m->stages[0].W, P = H * W;
     int frames = m->B * m->T, outputs = logits_frames(m);
     size_t frame = (size_t)P * E, mark = m->scratch.used;
-    const float *w = m->params, *w_out = w + m->out_weight;
+    const floatX *w = m->weights; const float *w_out = m->params + m->out_weight;
     uint64_t key = rng_key(m->seed, RNG_DROPOUT, (uint64_t)m->step), before = (uint64_t)parallel.rank * frames * frame;
     int ranks = m->local_bn ? 1 : parallel.ranks;
-    float *g = m->grads, *dlow = scratch(m, (size_t)outputs * P), *dfolded = scratch(m, (size_t)E * m->stages[3].C);
-    float *dgamma = scratch(m, (size_t)E), *dbeta = scratch(m, (size_t)E);
-    float *dlow_map = scratch(m, (size_t)frames * m->stages[1].P * E);  // the largest g_i that is not dmap itself
+    float *g = m->grads, *dlow = scratch_floats(m, (size_t)outputs * P);
+    float *dgamma = scratch_floats(m, (size_t)E), *dbeta = scratch_floats(m, (size_t)E);
+    floatX *dfolded = scratch(m, (size_t)E * m->stages[3].C);
+    floatX *dlow_map = scratch(m, (size_t)frames * m->stages[1].P * E);  // the largest g_i that is not dmap itself
     m->scratch.used = mark;
     if (m->planning) return;
     bilinear_backward(dlow, dlogits, outputs, H, W, m->H, m->W, 1);
@@ -2123,7 +2146,7 @@ static void decoder_backward(Model *m, float *const dstage[4], const float *dlog
     }
     for (int i = 0; i < 4; i++) {
         const Stage *st = &m->stages[i]; int C = st->C, n = frames * st->P;
-        const float *dmap = i == 0 ? m->map : dlow_map, *linear = w + st->linear_c.weight;
+        const floatX *dmap = i == 0 ? m->map : dlow_map, *linear = w + st->linear_c.weight;
         if (i > 0) bilinear_backward(dlow_map, m->map, frames, st->H, st->W, H, W, E);
         matmul(dstage[i], C, dmap, E, 0, m->folded[i], C, 0, NULL, n, C, E, 0);
         matmul(dfolded, C, dmap, E, 1, st->out, C, 0, NULL, E, C, n, 0);
@@ -2135,44 +2158,44 @@ static void decoder_backward(Model *m, float *const dstage[4], const float *dlog
 // ---- The boundary head, on stage 1's features of the frames that have logits; only training needs it:
 //   h_1 = ReLU(conv3x3(x)),  h_2 = ReLU(conv3x3(h_1)),  edge_low = conv1x1(h_2);   with one layer edge_low = conv1x1(x)
 static void edge_forward(Model *m) {
-    const Stage *st = &m->stages[0]; const float *w = m->params;
+    const Stage *st = &m->stages[0]; const floatX *w = m->weights;
     int H = st->H, W = st->W, C = st->C, outputs = logits_frames(m), last = m->config.edge_layers - 1;
     size_t P = (size_t)st->P, frame = P * C;
-    for (int i = 0; i < last; i++) m->edge_h[i] = arena_take(&m->kept, outputs * frame);
-    m->edge_low = arena_take(&m->kept, outputs * P);
-    m->edge_logits = arena_take(&m->kept, (size_t)outputs * m->H * m->W);
+    for (int i = 0; i < last; i++) m->edge_h[i] = kept(m, outputs * frame);
+    m->edge_low = kept_floats(m, outputs * P);
+    m->edge_logits = kept_floats(m, (size_t)outputs * m->H * m->W);
     if (m->planning) return;
     for (int j = 0; j < outputs; j++) {
-        const float *x = st->out + logits_frame(m, j) * frame;
+        const floatX *x = st->out + logits_frame(m, j) * frame;
         for (int i = 0; i < last; i++) {
-            float *h = m->edge_h[i] + j * frame;
+            floatX *h = m->edge_h[i] + j * frame;
             conv_forward(h, x, w + m->edge[i].weight, w + m->edge[i].bias, 1, H, W, C, C, 3, 1, 1);
             relu_forward(h, frame);
             x = h;
         }
-        linear_forward(m, m->edge_low + j * P, x, m->edge[last], st->P, 1, C);
+        matmul_forward(m->edge_low + j * P, x, w + m->edge[last].weight, m->params + m->edge[last].bias, st->P, 1, C);
     }
     bilinear_forward(m->edge_logits, m->edge_low, outputs, H, W, m->H, m->W, 1, 0);
 }
 
 // dstage (B*T, P, C) += the gradient that comes from dedge (frames, H, W)
-static void edge_backward(Model *m, float *dstage, const float *dedge) {
+static void edge_backward(Model *m, floatX *dstage, const float *dedge) {
     const Stage *st = &m->stages[0];
     int H = st->H, W = st->W, C = st->C, outputs = logits_frames(m), last = m->config.edge_layers - 1;
     size_t mark = m->scratch.used, P = (size_t)st->P, frame = P * C;
-    float *g = m->grads, *dlow = scratch(m, outputs * P), *dx = scratch(m, frame), *dh = scratch(m, frame);
+    float *g = m->grads; floatX *dlow = scratch(m, outputs * P), *dx = scratch(m, frame), *dh = scratch(m, frame);
     m->scratch.used = mark;
     if (m->planning) return;
     bilinear_backward(dlow, dedge, outputs, H, W, m->H, m->W, 1);
     for (int j = 0; j < outputs; j++) {
         size_t first = logits_frame(m, j) * frame;
-        const float *x = last > 0 ? m->edge_h[last - 1] + j * frame : st->out + first;
+        const floatX *x = last > 0 ? m->edge_h[last - 1] + j * frame : st->out + first;
         linear_backward(m, dx, dlow + j * P, x, m->edge[last], st->P, 1, C, 0);
         for (int i = last - 1; i >= 0; i--) {
-            const float *inp = i > 0 ? m->edge_h[i - 1] + j * frame : st->out + first;
-            float *swap = dh; dh = dx, dx = swap;
+            const floatX *inp = i > 0 ? m->edge_h[i - 1] + j * frame : st->out + first;
+            floatX *swap = dh; dh = dx, dx = swap;
             relu_backward(dh, m->edge_h[i] + j * frame, frame);
-            conv_backward(dx, g + m->edge[i].weight, g + m->edge[i].bias, dh, inp, m->params + m->edge[i].weight, 1, H, W,
+            conv_backward(dx, g + m->edge[i].weight, g + m->edge[i].bias, dh, inp, m->weights + m->edge[i].weight, 1, H, W,
                           C, C, 3, 1, 1);
         }
         residual(dstage + first, dstage + first, dx, NULL, 1, frame);
@@ -2181,15 +2204,15 @@ static void edge_backward(Model *m, float *dstage, const float *dedge) {
 
 // ---- The whole model. input (B, T, H, W, 3), normalised. Afterwards m->logits (frames, H, W) holds the result, and in
 // training m->edge_logits (frames, H, W) the boundary's.
-static void model_forward(Model *m, const float *input) {
-    int N = m->B * m->T; const float *w = m->params;
+static void model_forward(Model *m, const floatX *input) {
+    int N = m->B * m->T; const floatX *w = m->weights;
     m->kept.used = m->scratch.used = 0;
     for (int i = 0; i < 4; i++) {
         Stage *st = &m->stages[i];
         size_t mark = m->scratch.used, rows = (size_t)N * st->P;
         st->inp = i == 0 ? input : st[-1].out;
-        st->out = arena_take(&m->kept, rows * st->C);
-        st->embed = keep(m, rows * st->C), st->mean = keep(m, rows), st->rstd = keep(m, rows);
+        st->out = kept(m, rows * st->C), st->embed = keep(m, rows * st->C);
+        st->mean = keep_floats(m, rows), st->rstd = keep_floats(m, rows);
         m->scratch.used = mark;
         if (!m->planning) {
             conv_forward(st->embed, st->inp, w + st->patch.weight, w + st->patch.bias, N, st->H_in, st->W_in, st->C_in,
@@ -2205,8 +2228,8 @@ static void model_forward(Model *m, const float *input) {
 
 // From dlogits and dedge (frames, H, W) to all parameter gradients (added to m->grads); dinput (B, T, H, W, 3) may be NULL;
 // dedge is not read without a boundary head.
-static void model_backward(Model *m, float *dinput, const float *dlogits, const float *dedge, const float *input) {
-    int N = m->B * m->T; float *dstage[4], *g = m->grads;
+static void model_backward(Model *m, floatX *dinput, const float *dlogits, const float *dedge, const floatX *input) {
+    int N = m->B * m->T; floatX *dstage[4]; float *g = m->grads;
     m->scratch.used = 0;
     for (int i = 0; i < 4; i++) dstage[i] = scratch(m, (size_t)N * m->stages[i].P * m->stages[i].C);
     decoder_backward(m, dstage, dlogits);
@@ -2216,23 +2239,15 @@ static void model_backward(Model *m, float *dinput, const float *dlogits, const 
         size_t mark = m->scratch.used, n = (size_t)st->H_in * st->W_in * st->C_in;  // floats of an input frame
         for (int s = st->num_sublayers - 1; s >= 0; s--)
             sublayer_backward(m, st, m->sublayers + st->first_sublayer + s, dstage[i]);
-        float *dinp = i == 0 ? dinput : scratch(m, (size_t)N * n);
+        floatX *dinp = i == 0 ? dinput : scratch(m, (size_t)N * n);
         m->scratch.used = mark;
         if (m->planning) continue;
         norm_backward(m, dstage[i], dstage[i], NULL, st->embed, st->patch_norm, st->mean, st->rstd, N * st->P, st->C);
         conv_backward(dinp, g + st->patch.weight, g + st->patch.bias, dstage[i], i == 0 ? input : st->inp,
-                      m->params + st->patch.weight, N, st->H_in, st->W_in, st->C_in, st->C, st->kernel, st->stride,
+                      m->weights + st->patch.weight, N, st->H_in, st->W_in, st->C_in, st->C, st->kernel, st->stride,
                       st->kernel / 2);
         if (i > 0) residual(dstage[i - 1], dstage[i - 1], dinp, NULL, N, n);
     }
-}
-
-// Makes room for gradients and Adam's moments, once
-static void model_trainable(Model *m) {
-    if (m->grads) return;
-    m->grads = (float *)calloc_check(m->num_params, sizeof(float));
-    m->adam_m = (float *)calloc_check(m->num_params, sizeof(float));
-    m->adam_v = (float *)calloc_check(m->num_params, sizeof(float));
 }
 
 // Sets the sizes of the next batches and measures, in a planning pass through forward (and backward), the memory that they
@@ -2298,7 +2313,8 @@ static void model_update(Model *m, double lr) {
 // the true boundary and e' the predicted one, and ||F(e, e')|| is the loss: the prediction is to lie on the truth without
 // being moved. The loss has a gradient for the prediction only, through F.
 
-#ifndef VIVIM_GRAPH
+#endif
+#if VIVIM_PART != 2
 enum { AFFINE_HIDDEN = 1000, AFFINE_BOTTLENECK = 32 };
 
 typedef struct {
@@ -2334,15 +2350,17 @@ typedef struct { double total, seg, edge, affine, affine_target, affine_first; }
 
 static const double BOUNDARY_WEIGHT = 0.3;
 #endif
+#if VIVIM_PART != 1
 
 // out = fc3(relu(fc2(relu(fc1(inp))))): out = theta - I (n, 6); inp (n, 2 q^2) n pairs of patches, the first row after row,
 // then the second; h1 (n, 1000), h2 (n, 32) are kept for backward
 static void affine_net_forward(float *out, float *h1, float *h2, const float *inp, const AffineNet *f, int n) {
-    linear_forward(&f->net, h1, inp, f->fc1, n, AFFINE_HIDDEN, 2 * f->q * f->q);
-    relu_forward(h1, (size_t)n * AFFINE_HIDDEN);
-    linear_forward(&f->net, h2, h1, f->fc2, n, AFFINE_BOTTLENECK, AFFINE_HIDDEN);
-    relu_forward(h2, (size_t)n * AFFINE_BOTTLENECK);
-    linear_forward(&f->net, out, h2, f->fc3, n, 6, AFFINE_BOTTLENECK);
+    const float *w = f->net.params; int inputs = 2 * f->q * f->q, A = AFFINE_HIDDEN, Z = AFFINE_BOTTLENECK;
+    matmul_forward(h1, inp, w + f->fc1.weight, w + f->fc1.bias, n, A, inputs);
+    relu_forward(h1, (size_t)n * A);
+    matmul_forward(h2, h1, w + f->fc2.weight, w + f->fc2.bias, n, Z, A);
+    relu_forward(h2, (size_t)n * Z);
+    matmul_forward(out, h2, w + f->fc3.weight, w + f->fc3.bias, n, 6, Z);
 }
 
 // dsecond (n, q^2): the gradient of the second patches; NULL while F is trained. Parameters get theirs if F has room for it.
@@ -2432,7 +2450,7 @@ static Losses loss_and_gradient(float *dlogits, float *dedge, const Model *m, co
 // One training step; returns the losses. input (B, T, H, W, 3), mask, first_mask (B, H, W) as loss_and_gradient takes them. The
 // total is NaN if it, a gradient or a running statistic (an infinite variance makes a finite loss) is not finite: then no
 // parameter is updated.
-static Losses train_step(Model *m, const AffineNet *f, const float *input, const float *mask, const float *first_mask,
+static Losses train_step(Model *m, const AffineNet *f, const floatX *input, const float *mask, const float *first_mask,
                          double lr) {
     size_t pixels = (size_t)m->B * m->H * m->W;
     float *dlogits = malloc_floats(pixels), *dedge = malloc_floats(pixels);
@@ -2449,7 +2467,8 @@ static Losses train_step(Model *m, const AffineNet *f, const float *input, const
     return loss;
 }
 
-#ifndef VIVIM_GRAPH
+#endif
+#if VIVIM_PART != 2
 // ---------------------------------------------------------------------------------------------------------------------
 // 14 CHECKPOINTS
 //
@@ -2600,7 +2619,11 @@ static struct {
     double (*memory)(void);                      // bytes that there are
     double (*peak)(void);                        // MB that were in use at a time so far
     void (*measure)(Model *m, int B, int T, int H, int W, int training, int all_frames);  // model_measure
-} device = {model_plan, model_forward, train_step, nothing, nothing, machine_memory, peak_mb, model_measure};
+} device
+#if VIVIM_PART != 1
+    = {model_plan, model_forward, train_step, nothing, nothing, machine_memory, peak_mb, model_measure}
+#endif
+    ;
 
 // Refuses batches that would not fit, and says which would
 static void check_memory(Model *m, const Options *o, int B, int T, int H, int W, int training, int all_frames) {
@@ -2869,4 +2892,4 @@ int train_vivim(int argc, char **argv) {
 #ifndef VIVIM_NO_MAIN
 int main(int argc, char **argv) { return train_vivim(argc, argv); }
 #endif
-#endif  // VIVIM_GRAPH
+#endif  // VIVIM_PART

@@ -4,21 +4,29 @@ train_vivim.cu: Vivim on an NVIDIA GPU. Needs the CUDA Toolkit (cudart, cuBLAS) 
 This file includes train_vivim.c: the training loop, options, data, checkpoints and metrics exist once, there. It adds
   1 memory, streams, errors                5 batch norm and the head      9 attention
   2 building blocks of kernels             6 losses, Adam                10 causal conv, selective scan
-  3 layer norm, elementwise                7 matmul: cuBLAS              11 the graph of train_vivim.c, compiled again
+  3 layer norm, elementwise                7 matmul: cuBLAS              11 the graph: train_vivim.c's lines
   4 bilinear upsampling                    8 convolutions                12 the model on the device, main
 For every operation X of train_vivim.c there is X_cuda here, with the same arguments and the same meaning; tensors are device
-memory, scalars are not. Then dev/cuda_names.h lets the plain names mean these, and the graph - the lines of train_vivim.c that
-say which operation follows which - is compiled a second time. test_vivim.c, compiled with -DVIVIM_CUDA, does the same: every
-test of an operation or of a whole model is a test of this file, too.
+memory, scalars are not. Then dev/cuda_names.h lets the plain names mean these, and only then the graph is compiled: the lines
+of train_vivim.c that say which operation follows which. test_vivim.c, compiled with -DVIVIM_CUDA, does the same: every test of
+an operation or of a whole model is a test of this file, too.
 
 Build and run:  make train_vivimcu && ./train_vivimcu      (--help lists every option; they are train_vivim's)
 No GPU:         make train_vivim_emu runs the same kernels on the CPU (dev/cudaemu.h): slow, for tests
 
 CONVENTIONS
    Sums are made in an order that sizes alone decide, without atomics: the same input gives the same bits.
-   Neighbouring threads work on neighbouring channels. Single precision; no fast-math, as in train_vivim.c.
+   Neighbouring threads work on neighbouring channels. No fast-math, as in train_vivim.c.
+   floatX, the type of activations and of the weights that multiply them, is float, or bfloat16 (make PRECISION=BF16); sums,
+   statistics, the scan's states, losses, gradients of parameters, Adam and its weights are single precision in any case.
 */
 #define VIVIM_NO_MAIN
+#define VIVIM_PART 1  // all but the graph
+#ifdef VIVIM_BF16
+#include <cuda_bf16.h>
+typedef __nv_bfloat16 floatX;
+#define VIVIM_FLOATX
+#endif
 #ifndef VIVIM_PROGRAM
 #define VIVIM_PROGRAM "train_vivimcu"
 #endif
@@ -27,6 +35,7 @@ CONVENTIONS
 #endif
 #include "train_vivim.c"
 #include <cuda_runtime.h>
+#include <cublasLt.h>
 #include <cublas_v2.h>
 #ifndef NO_NCCL
 #include <nccl.h>
@@ -48,6 +57,9 @@ static void cublas_check(cublasStatus_t status, const char *file, int line) {
 
 static cudaStream_t stream_cuda;  // all work is done in this one, in order
 static cublasHandle_t cublas_cuda;
+static cublasLtHandle_t cublaslt_cuda;
+static void *workspace_cuda;  // cuBLAS's
+enum { WORKSPACE = 33554432 };
 static cudaMemPool_t pool_cuda;
 
 // Finds a GPU that can be used, makes the stream and cuBLAS's handle; once
@@ -71,7 +83,10 @@ static void start_cuda(void) {
     cudaCheck(cudaMemPoolSetAttribute(pool_cuda, cudaMemPoolAttrReleaseThreshold, &all));
     cudaCheck(cudaStreamCreate(&stream_cuda));
     cublasCheck(cublasCreate(&cublas_cuda));
+    cublasCheck(cublasLtCreate(&cublaslt_cuda));
     cublasCheck(cublasSetStream(cublas_cuda, stream_cuda));
+    cudaCheck(cudaMallocAsync(&workspace_cuda, WORKSPACE, stream_cuda));
+    cublasCheck(cublasSetWorkspace(cublas_cuda, workspace_cuda, WORKSPACE));
 }
 
 // Memory of the device, in the stream's order: what is given back may be taken again at once, for work that comes later
@@ -90,6 +105,7 @@ static void free_check_cuda(void *p) {
 }
 
 static float *malloc_floats_cuda(size_t n) { return (float *)malloc_check_cuda(n * sizeof(float)); }
+static floatX *malloc_activations_cuda(size_t n) { return (floatX *)malloc_check_cuda(n * sizeof(floatX)); }
 
 static void *calloc_check_cuda(size_t count, size_t size) {
     void *p = malloc_check_cuda(count * size);
@@ -207,6 +223,31 @@ __device__ static void store4(float *x, const float v[4], size_t i, size_t n) {
         for (int k = 0; k < 4 && i + k < n; k++) x[i + k] = v[k];
 }
 
+#ifdef VIVIM_BF16
+// The same for bfloat16: the upper half of a float's bits; two lie in an unsigned, four are one 8-byte access
+__device__ static void load4(float v[4], const floatX *x, size_t i, size_t n) {
+    if (i + 4 <= n && (uintptr_t)(x + i) % 8 == 0) {
+        uint2 u = *(const uint2 *)(x + i);
+        v[0] = __uint_as_float(u.x << 16), v[1] = __uint_as_float(u.x & 0xffff0000u);
+        v[2] = __uint_as_float(u.y << 16), v[3] = __uint_as_float(u.y & 0xffff0000u);
+    } else
+        for (int k = 0; k < 4; k++) v[k] = i + k < n ? (float)x[i + k] : 0.0f;
+}
+
+__device__ static unsigned bf16_pair(float low, float high) {
+    return __bfloat16_as_ushort(__float2bfloat16(low)) | (unsigned)__bfloat16_as_ushort(__float2bfloat16(high)) << 16;
+}
+
+__device__ static void store4(floatX *x, const float v[4], size_t i, size_t n) {
+    if (i + 4 <= n && (uintptr_t)(x + i) % 8 == 0)
+        *(uint2 *)(x + i) = make_uint2(bf16_pair(v[0], v[1]), bf16_pair(v[2], v[3]));
+    else
+        for (int k = 0; k < 4 && i + k < n; k++) x[i + k] = __float2bfloat16(v[k]);
+}
+#endif
+
+template <typename T> struct Same { typedef T type; };  // a parameter that does not take part in finding out what T is
+
 // Elementwise kernels: a thread takes four of n elements, the grid is blocks_for(n, 4 * BLOCK).
 __device__ static size_t first_of_four(void) { return 4 * ((size_t)blockIdx.x * blockDim.x + threadIdx.x); }
 
@@ -272,12 +313,13 @@ static dim3 slice_grid(int rows, int N) {
 __device__ static int slice_begin(int rows, unsigned slice) { return (int)((int64_t)rows * slice / gridDim.y); }
 
 // partial (slices, N): sums of x (M, N) or, with mean (N), of (x - mean)^2
-__global__ static void column_sums_kernel(float *partial, const float *x, const float *mean, int M, int N) {
+template <typename F>
+__global__ static void column_sums_kernel(float *partial, const F *x, const float *mean, int M, int N) {
     int j = (int)(blockIdx.x * 32 + threadIdx.x), end = j < N ? slice_begin(M, blockIdx.y + 1) : 0;
     float sum = 0.0f, m = mean && j < N ? mean[j] : 0.0f;
     #pragma unroll 4
     for (int i = slice_begin(M, blockIdx.y) + (int)threadIdx.y; i < end; i += 8) {
-        float d = x[(size_t)i * N + j] - m;
+        float d = (float)x[(size_t)i * N + j] - m;
         sum += mean ? d * d : d;
     }
     sum = sum_over_y(sum);
@@ -285,29 +327,32 @@ __global__ static void column_sums_kernel(float *partial, const float *x, const 
 }
 
 // sums (N) [+]= column sums / divisor
-static void column_sums(float *sums, const float *x, const float *mean, int M, int N, float divisor, int accumulate) {
+template <typename F>
+static void column_sums(float *sums, const F *x, const float *mean, int M, int N, float divisor, int accumulate) {
     if (M == 0 || N == 0) return;
     dim3 grid = slice_grid(M, N);
     float *partial = malloc_floats_cuda((size_t)grid.y * N);
-    column_sums_kernel<<<grid, dim3(32, 8), 0, stream_cuda>>>(partial, x, mean, M, N);
+    column_sums_kernel<F><<<grid, dim3(32, 8), 0, stream_cuda>>>(partial, x, mean, M, N);
     cudaCheck(cudaGetLastError());
     finish_sums(sums, nullptr, nullptr, partial, (int)grid.y, N, divisor, accumulate);
     free_check_cuda(partial);
 }
 
 // sums (N) += column sums of x (M, N)
-static void add_column_sums_cuda(float *sums, const float *x, int M, int N) { column_sums(sums, x, nullptr, M, N, 1.0f, 1); }
+template <typename F> static void add_column_sums_cuda(float *sums, const F *x, int M, int N) {
+    column_sums(sums, x, nullptr, M, N, 1.0f, 1);
+}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // 3 LAYER NORM, GELU, RELU, RESIDUAL; SOFTPLUS AND GATE OF ST-MAMBA
 
 // out = (inp - mean) rstd weight + bias; out, inp (rows, C), mean, rstd (rows), weight, bias (C). A row is read three times,
 // all but the first from the cache next to the arithmetic.
-__global__ static void layernorm_forward_kernel(float *out, float *mean, float *rstd, const float *inp, const float *weight,
+__global__ static void layernorm_forward_kernel(floatX *out, float *mean, float *rstd, const floatX *inp, const float *weight,
                                                 const float *bias, int rows, int C) {
     int r = row_of_thread(), begin = 4 * (int)threadIdx.x, step = 4 * (int)blockDim.x;
     int end = r < rows ? C : 0;  // behind the last row nothing is done but the shuffles
-    const float *x_r = inp + (size_t)r * C;
+    const floatX *x_r = inp + (size_t)r * C;
     float x[4], w[4], b[4], o[4], sum = 0.0f, var = 0.0f, m, s;
     for (int c = begin; c < end; c += step) {
         load4(x, x_r, c, C);
@@ -327,7 +372,7 @@ __global__ static void layernorm_forward_kernel(float *out, float *mean, float *
     if (r < rows && threadIdx.x == 0) mean[r] = m, rstd[r] = s;
 }
 
-static void layernorm_forward_cuda(float *out, float *mean, float *rstd, const float *inp, const float *weight,
+static void layernorm_forward_cuda(floatX *out, float *mean, float *rstd, const floatX *inp, const float *weight,
                                    const float *bias, int rows, int C) {
     if (rows == 0) return;
     dim3 block = row_block(C);
@@ -339,8 +384,8 @@ static void layernorm_forward_cuda(float *out, float *mean, float *rstd, const f
 // With n = (inp - mean) rstd and dn = dout * weight:  dinp = dresidual + rstd (dn - mean_c(dn) - n mean_c(dn n)), and
 // partial (blocks, {dweight, dbias}, C) = a block's sums of dout n and of dout. Every row of threads sums in floats of its
 // own in shared memory, channel 4 q + k at k * ceil(C/4) + q: neighbouring threads touch neighbouring floats.
-__global__ static void layernorm_backward_kernel(float *dinp, float *partial, const float *dout, const float *dresidual,
-                                                 const float *inp, const float *weight, const float *mean, const float *rstd,
+__global__ static void layernorm_backward_kernel(floatX *dinp, float *partial, const floatX *dout, const floatX *dresidual,
+                                                 const floatX *inp, const float *weight, const float *mean, const float *rstd,
                                                  int rows, int C) {
     extern __shared__ float layernorm_sums[];  // (rows at a time, {dweight, dbias}, 4, ceil(C/4))
     int quads = ceil_div(C, 4), at_a_time = (int)blockDim.y, thread = (int)(threadIdx.y * blockDim.x + threadIdx.x);
@@ -350,7 +395,7 @@ __global__ static void layernorm_backward_kernel(float *dinp, float *partial, co
     __syncthreads();
     for (int first = (int)blockIdx.x * at_a_time; first < rows; first += (int)gridDim.x * at_a_time) {
         int r = min_int(first + (int)threadIdx.y, rows - 1), end = first + (int)threadIdx.y < rows ? quads : 0;
-        const float *x_r = inp + (size_t)r * C, *dy_r = dout + (size_t)r * C;
+        const floatX *x_r = inp + (size_t)r * C, *dy_r = dout + (size_t)r * C;
         float x[4], dy[4], w[4], m = mean[r], s = rstd[r], dn_mean = 0.0f, dn_n_mean = 0.0f;
         for (int q = (int)threadIdx.x; q < end; q += (int)blockDim.x) {
             load4(x, x_r, 4 * q, C); load4(dy, dy_r, 4 * q, C); load4(w, weight, 4 * q, C);
@@ -377,8 +422,8 @@ __global__ static void layernorm_backward_kernel(float *dinp, float *partial, co
     }
 }
 
-static void layernorm_backward_cuda(float *dinp, float *dweight, float *dbias, const float *dout, const float *dresidual,
-                                    const float *inp, const float *weight, const float *mean, const float *rstd, int rows,
+static void layernorm_backward_cuda(floatX *dinp, float *dweight, float *dbias, const floatX *dout, const floatX *dresidual,
+                                    const floatX *inp, const float *weight, const float *mean, const float *rstd, int rows,
                                     int C) {
     if (rows == 0) return;
     dim3 block = row_block(C);
@@ -397,7 +442,7 @@ static void layernorm_backward_cuda(float *dinp, float *dweight, float *dbias, c
 // be a or b; NaN stays: 0*a where one would write 0.
 enum { GELU, GELU_BACKWARD, RELU, RELU_BACKWARD, SOFTPLUS, SOFTPLUS_BACKWARD };
 
-template <int OP> __global__ static void elementwise_kernel(float *out, const float *a, const float *b, size_t n) {
+template <int OP, typename F> __global__ static void elementwise_kernel(F *out, const F *a, const F *b, size_t n) {
     size_t i = first_of_four(); float x[4], y[4];
     load4(x, a, i, n);
     if (b) load4(y, b, i, n);
@@ -412,21 +457,24 @@ template <int OP> __global__ static void elementwise_kernel(float *out, const fl
     store4(out, x, i, n);
 }
 
-template <int OP> static void elementwise(float *out, const float *a, const float *b, size_t n) {
+template <int OP, typename F> static void elementwise(F *out, const F *a, const F *b, size_t n) {
     if (n == 0) return;
-    elementwise_kernel<OP><<<blocks_for(n, 4 * BLOCK), BLOCK, 0, stream_cuda>>>(out, a, b, n);
+    elementwise_kernel<OP, F><<<blocks_for(n, 4 * BLOCK), BLOCK, 0, stream_cuda>>>(out, a, b, n);
     cudaCheck(cudaGetLastError());
 }
 
-static void gelu_forward_cuda(float *out, const float *inp, size_t n) { elementwise<GELU>(out, inp, nullptr, n); }
-static void gelu_backward_cuda(float *dinp, const float *dout, const float *inp, size_t n) {
-    elementwise<GELU_BACKWARD>(dinp, dout, inp, n);
+static void gelu_forward_cuda(floatX *out, const floatX *inp, size_t n) { elementwise<GELU, floatX>(out, inp, nullptr, n); }
+static void gelu_backward_cuda(floatX *dinp, const floatX *dout, const floatX *inp, size_t n) {
+    elementwise<GELU_BACKWARD, floatX>(dinp, dout, inp, n);
 }
-static void relu_forward_cuda(float *x, size_t n) { elementwise<RELU>(x, x, nullptr, n); }
-static void relu_backward_cuda(float *dx, const float *y, size_t n) { elementwise<RELU_BACKWARD>(dx, dx, y, n); }
+template <typename F> static void relu_forward_cuda(F *x, size_t n) { elementwise<RELU, F>(x, x, nullptr, n); }
+template <typename F> static void relu_backward_cuda(F *dx, const F *y, size_t n) {
+    elementwise<RELU_BACKWARD, F>(dx, dx, y, n);
+}
 
 // out = x + scale * branch, all (frames, n), scale (frames); x == NULL: 0, scale == NULL: 1
-__global__ static void residual_kernel(float *out, const float *x, const float *branch, const float *scale, int frames,
+template <typename F>
+__global__ static void residual_kernel(F *out, const F *x, const F *branch, const float *scale, int frames,
                                        size_t n) {
     for (int f = (int)blockIdx.y; f < frames; f += (int)gridDim.y) {
         size_t i = first_of_four(), frame = f * n; float v[4] = {0.0f, 0.0f, 0.0f, 0.0f}, b[4], s = scale ? scale[f] : 1.0f;
@@ -437,20 +485,23 @@ __global__ static void residual_kernel(float *out, const float *x, const float *
     }
 }
 
-static void residual_cuda(float *out, const float *x, const float *branch, const float *scale, int frames, size_t n) {
+template <typename F>
+static void residual_cuda(F *out, const typename Same<F>::type *x, const F *branch, const float *scale, int frames, size_t n) {
     if (frames == 0 || n == 0) return;
     dim3 grid(blocks_for(n, 4 * BLOCK), (unsigned)min_int(frames, 65535));
-    residual_kernel<<<grid, BLOCK, 0, stream_cuda>>>(out, x, branch, scale, frames, n);
+    residual_kernel<F><<<grid, BLOCK, 0, stream_cuda>>>(out, x, branch, scale, frames, n);
     cudaCheck(cudaGetLastError());
 }
 
 // ---- Softplus and gate of ST-Mamba
 
-static void softplus_forward_cuda(float *x, size_t n) { elementwise<SOFTPLUS>(x, x, nullptr, n); }
-static void softplus_backward_cuda(float *dx, const float *y, size_t n) { elementwise<SOFTPLUS_BACKWARD>(dx, dx, y, n); }
+static void softplus_forward_cuda(floatX *x, size_t n) { elementwise<SOFTPLUS, floatX>(x, x, nullptr, n); }
+static void softplus_backward_cuda(floatX *dx, const floatX *y, size_t n) {
+    elementwise<SOFTPLUS_BACKWARD, floatX>(dx, dx, y, n);
+}
 
 // gated (rows, D) = scale * y * SiLU(z), y (rows, D), z the second half of xz's rows (rows, 2D)
-__global__ static void gate_forward_kernel(float *gated, const float *y, const float *xz, float scale, int rows, int D) {
+__global__ static void gate_forward_kernel(floatX *gated, const floatX *y, const floatX *xz, float scale, int rows, int D) {
     int r = row_of_thread(); size_t row = (size_t)r * D;
     for (int d = 4 * (int)threadIdx.x; d < D && r < rows; d += 4 * (int)blockDim.x) {
         float v[4], z[4];
@@ -460,7 +511,7 @@ __global__ static void gate_forward_kernel(float *gated, const float *y, const f
     }
 }
 
-static void gate_forward_cuda(float *gated, const float *y, const float *xz, float scale, int rows, int D) {
+static void gate_forward_cuda(floatX *gated, const floatX *y, const floatX *xz, float scale, int rows, int D) {
     if (rows == 0) return;
     dim3 block = row_block(D);
     gate_forward_kernel<<<blocks_for((size_t)rows, block.y), block, 0, stream_cuda>>>(gated, y, xz, scale, rows, D);
@@ -468,7 +519,7 @@ static void gate_forward_cuda(float *gated, const float *y, const float *xz, flo
 }
 
 // dy = dgated * SiLU(z) * scale (dy may be dgated); dz = dgated * y * SiLU'(z) * scale, into the second half of dxz's rows
-__global__ static void gate_backward_kernel(float *dy, float *dxz, const float *dgated, const float *y, const float *xz,
+__global__ static void gate_backward_kernel(floatX *dy, floatX *dxz, const floatX *dgated, const floatX *y, const floatX *xz,
                                             float scale, int rows, int D) {
     int r = row_of_thread(); size_t row = (size_t)r * D;
     for (int d = 4 * (int)threadIdx.x; d < D && r < rows; d += 4 * (int)blockDim.x) {
@@ -483,7 +534,7 @@ __global__ static void gate_backward_kernel(float *dy, float *dxz, const float *
     }
 }
 
-static void gate_backward_cuda(float *dy, float *dxz, const float *dgated, const float *y, const float *xz, float scale,
+static void gate_backward_cuda(floatX *dy, floatX *dxz, const floatX *dgated, const floatX *y, const floatX *xz, float scale,
                                int rows, int D) {
     if (rows == 0) return;
     dim3 block = row_block(D);
@@ -498,7 +549,8 @@ static void gate_backward_cuda(float *dy, float *dxz, const float *dgated, const
 static dim3 pixel_grid(int rows, int W, dim3 block) { return dim3((unsigned)rows, blocks_for((size_t)W, block.y)); }
 
 // o += bilinear mix of channels c .. c+3 of inp (H, W, C), at output pixel (oy, ox) of (OH, OW)
-__device__ static void add_bilinear(float o[4], const float *inp, int H, int W, int OH, int OW, int C, int oy, int ox, int c) {
+template <typename F>
+__device__ static void add_bilinear(float o[4], const F *inp, int H, int W, int OH, int OW, int C, int oy, int ox, int c) {
     int y0, y1, x0, x1; float wy, wx, a0[4], a1[4], b0[4], b1[4];
     bilinear_taps(&y0, &y1, &wy, oy, H, OH);
     bilinear_taps(&x0, &x1, &wx, ox, W, OW);
@@ -510,13 +562,13 @@ __device__ static void add_bilinear(float o[4], const float *inp, int H, int W, 
     }
 }
 
-typedef struct { const float *inp[3]; int heights[3], widths[3]; } Maps;
+template <typename F> struct Maps { const F *inp[3]; int heights[3], widths[3]; };
 
 // out (N, OH, OW, C) [+]= COUNT maps (N, heights[i], widths[i], C), each upsampled: out is read and written once
-template <int COUNT>
-__global__ static void bilinear_forward_kernel(float *out, Maps maps, int OH, int OW, int C, int accumulate) {
+template <int COUNT, typename F>
+__global__ static void bilinear_forward_kernel(F *out, Maps<F> maps, int OH, int OW, int C, int accumulate) {
     int n = (int)blockIdx.x / OH, oy = (int)blockIdx.x % OH, ox = (int)(blockIdx.y * blockDim.y + threadIdx.y);
-    float *to = out + ((size_t)blockIdx.x * OW + ox) * C;
+    F *to = out + ((size_t)blockIdx.x * OW + ox) * C;
     for (int c = 4 * (int)threadIdx.x; c < C && ox < OW; c += 4 * (int)blockDim.x) {
         float o[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         if (accumulate) load4(o, to, c, C);
@@ -529,20 +581,21 @@ __global__ static void bilinear_forward_kernel(float *out, Maps maps, int OH, in
     }
 }
 
-static void bilinear_forward_cuda(float *out, const float *inp, int N, int H, int W, int OH, int OW, int C, int accumulate) {
+template <typename F>
+static void bilinear_forward_cuda(F *out, const F *inp, int N, int H, int W, int OH, int OW, int C, int accumulate) {
     if (N == 0) return;
-    Maps maps = {{inp, nullptr, nullptr}, {H, 0, 0}, {W, 0, 0}};
+    Maps<F> maps = {{inp, nullptr, nullptr}, {H, 0, 0}, {W, 0, 0}};
     dim3 block = row_block(C), grid = pixel_grid(N * OH, OW, block);
-    bilinear_forward_kernel<1><<<grid, block, 0, stream_cuda>>>(out, maps, OH, OW, C, accumulate);
+    bilinear_forward_kernel<1, F><<<grid, block, 0, stream_cuda>>>(out, maps, OH, OW, C, accumulate);
     cudaCheck(cudaGetLastError());
 }
 
-static void bilinear_add3_cuda(float *out, const float *a, const float *b, const float *c, const int heights[3],
+static void bilinear_add3_cuda(floatX *out, const floatX *a, const floatX *b, const floatX *c, const int heights[3],
                                const int widths[3], int N, int OH, int OW, int C) {
     if (N == 0) return;
-    Maps maps = {{a, b, c}, {heights[0], heights[1], heights[2]}, {widths[0], widths[1], widths[2]}};
+    Maps<floatX> maps = {{a, b, c}, {heights[0], heights[1], heights[2]}, {widths[0], widths[1], widths[2]}};
     dim3 block = row_block(C), grid = pixel_grid(N * OH, OW, block);
-    bilinear_forward_kernel<3><<<grid, block, 0, stream_cuda>>>(out, maps, OH, OW, C, 1);
+    bilinear_forward_kernel<3, floatX><<<grid, block, 0, stream_cuda>>>(out, maps, OH, OW, C, 1);
     cudaCheck(cudaGetLastError());
 }
 
@@ -561,7 +614,8 @@ __device__ static void bilinear_readers(int *first, int *last, int i, int in, in
 }
 
 // The transpose: dinp (N, H, W, C), every input pixel gathers from the output pixels that read it. blockIdx.z: channels
-__global__ static void bilinear_backward_kernel(float *dinp, const float *dout, int H, int W, int OH, int OW, int C) {
+template <typename F, typename G>
+__global__ static void bilinear_backward_kernel(F *dinp, const G *dout, int H, int W, int OH, int OW, int C) {
     int n = (int)blockIdx.x / H, y = (int)blockIdx.x % H, x = (int)(blockIdx.y * blockDim.y + threadIdx.y);
     int c = 4 * (int)(blockIdx.z * blockDim.x + threadIdx.x), first_y, last_y, first_x, last_x;
     float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f}, d[4];
@@ -570,7 +624,7 @@ __global__ static void bilinear_backward_kernel(float *dinp, const float *dout, 
     bilinear_readers(&first_x, &last_x, x, W, OW);
     for (int oy = first_y; oy <= last_y; oy++) {
         float wy = bilinear_weight(oy, y, H, OH);
-        const float *row = dout + ((size_t)n * OH + oy) * OW * C;
+        const G *row = dout + ((size_t)n * OH + oy) * OW * C;
         for (int ox = first_x; ox <= last_x && wy != 0.0f; ox++) {
             float w = wy * bilinear_weight(ox, x, W, OW);
             if (w == 0.0f) continue;
@@ -581,11 +635,12 @@ __global__ static void bilinear_backward_kernel(float *dinp, const float *dout, 
     store4(dinp + ((size_t)blockIdx.x * W + x) * C, sum, c, C);
 }
 
-static void bilinear_backward_cuda(float *dinp, const float *dout, int N, int H, int W, int OH, int OW, int C) {
+template <typename F, typename G>
+static void bilinear_backward_cuda(F *dinp, const G *dout, int N, int H, int W, int OH, int OW, int C) {
     if (N == 0) return;
     dim3 block = row_block(C), grid = pixel_grid(N * H, W, block);
     grid.z = blocks_for((size_t)C, 4 * block.x);
-    bilinear_backward_kernel<<<grid, block, 0, stream_cuda>>>(dinp, dout, H, W, OH, OW, C);
+    bilinear_backward_kernel<F, G><<<grid, block, 0, stream_cuda>>>(dinp, dout, H, W, OH, OW, C);
     cudaCheck(cudaGetLastError());
 }
 
@@ -593,7 +648,8 @@ static void bilinear_backward_cuda(float *dinp, const float *dout, int N, int H,
 // 5 BATCH NORM AND THE SEGMENTATION HEAD
 
 // mean and biased variance (C) of inp (rows, C): the mean first, then the squares of the differences from it
-static void batchnorm_statistics_cuda(float *mean, float *var, const float *inp, size_t rows, int C) {
+template <typename F>
+static void batchnorm_statistics_cuda(float *mean, float *var, const F *inp, size_t rows, int C) {
     column_sums(mean, inp, nullptr, (int)rows, C, (float)rows, 0);
     column_sums(var, inp, mean, (int)rows, C, (float)rows, 0);
 }
@@ -635,7 +691,7 @@ static void dropout_factors_cuda(float *factors, int n, uint64_t key, uint64_t f
 }
 
 // low (rows) = w_out . Dropout(ReLU(map*scale + shift)) + b_out; map (rows, E), the vectors (E)
-__global__ static void head_forward_kernel(float *low, const float *map, const float *scale, const float *shift,
+__global__ static void head_forward_kernel(float *low, const floatX *map, const float *scale, const float *shift,
                                            const float *w_out, const float *b_out, int rows, int E, uint64_t key,
                                            uint64_t first, float p) {
     int r = row_of_thread(), end = r < rows ? E : 0;
@@ -651,7 +707,7 @@ __global__ static void head_forward_kernel(float *low, const float *map, const f
     if (r < rows && threadIdx.x == 0) low[r] = sum + b_out[0];
 }
 
-static void head_forward_cuda(float *low, const float *map, const float *scale, const float *shift, const float *w_out,
+static void head_forward_cuda(float *low, const floatX *map, const float *scale, const float *shift, const float *w_out,
                               const float *b_out, int rows, int E, uint64_t key, uint64_t first, float p) {
     if (rows == 0) return;
     dim3 block = row_block(E);
@@ -662,7 +718,7 @@ static void head_forward_cuda(float *low, const float *map, const float *scale, 
 
 // partial (slices, {dw_out, dgamma, dbeta}, E). With n = (map - mean) rstd and dbn = dlow * w_out * dropout where bn > 0:
 //   dgamma = sum dbn n;  dbeta = sum dbn;  dw_out = sum dlow relu
-__global__ static void head_backward_params_kernel(float *partial, const float *dlow, const float *map, const float *mean,
+__global__ static void head_backward_params_kernel(float *partial, const float *dlow, const floatX *map, const float *mean,
                                                    const float *rstd, const float *scale, const float *shift,
                                                    const float *w_out, int rows, int E, uint64_t key, uint64_t first, float p) {
     int e = (int)(blockIdx.x * 32 + threadIdx.x), column = min_int(e, E - 1);
@@ -681,7 +737,7 @@ __global__ static void head_backward_params_kernel(float *partial, const float *
 }
 
 static void head_backward_params_cuda(float *dw_out, float *db_out, float *dgamma, float *dbeta, const float *dlow,
-                                      const float *map, const float *mean, const float *rstd, const float *scale,
+                                      const floatX *map, const float *mean, const float *rstd, const float *scale,
                                       const float *shift, const float *w_out, int rows, int E, uint64_t key, uint64_t first,
                                       float p) {
     if (rows == 0) return;
@@ -696,7 +752,7 @@ static void head_backward_params_cuda(float *dw_out, float *db_out, float *dgamm
 }
 
 // map (rows, E) becomes its own gradient:  gamma rstd (dbn - dbeta/n - (map - mean) rstd dgamma/n);  dlow == NULL: dbn = 0
-__global__ static void head_backward_map_kernel(float *map, const float *dlow, const float *dgamma, const float *dbeta,
+__global__ static void head_backward_map_kernel(floatX *map, const float *dlow, const float *dgamma, const float *dbeta,
                                                 const float *mean, const float *rstd, const float *scale, const float *shift,
                                                 const float *w_out, int rows, int E, float inverse, uint64_t key,
                                                 uint64_t first, float p) {
@@ -714,7 +770,7 @@ __global__ static void head_backward_map_kernel(float *map, const float *dlow, c
     }
 }
 
-static void head_backward_map_cuda(float *map, const float *dlow, const float *dgamma, const float *dbeta, const float *mean,
+static void head_backward_map_cuda(floatX *map, const float *dlow, const float *dgamma, const float *dbeta, const float *mean,
                                    const float *rstd, const float *scale, const float *shift, const float *w_out, int rows,
                                    int E, double n, uint64_t key, uint64_t first, float p) {
     if (rows == 0) return;
@@ -1026,41 +1082,101 @@ static void adam_update_cuda(float *params, const float *grads, float *m, float 
 // ---------------------------------------------------------------------------------------------------------------------
 // 7 MATMUL
 
-#ifdef VIVIM_TF32  // 10 bits of mantissa in the products: faster, and no longer fp32
-static const cublasMath_t MATMUL_MODE = CUBLAS_TF32_TENSOR_OP_MATH;
+// Sums are made in fp32, whatever the factors are. The outcome may have another type than they: gradients of weights do.
+#ifdef VIVIM_TF32  // 10 bits of mantissa in the factors: faster, and no longer fp32
+static const cublasComputeType_t COMPUTE = CUBLAS_COMPUTE_32F_FAST_TF32;
 #else
-static const cublasMath_t MATMUL_MODE = CUBLAS_DEFAULT_MATH;
+static const cublasComputeType_t COMPUTE = CUBLAS_COMPUTE_32F;
 #endif
+template <typename T> static cudaDataType_t cuda_type(void) { return sizeof(T) == 4 ? CUDA_R_32F : CUDA_R_16BF; }
 
-// C (M, N) = [C +] bias (N) in every row; rows begin ldc floats apart. A warp per row.
-__global__ static void bias_rows_kernel(float *C, int ldc, const float *bias, int M, int N, int accumulate) {
+// C (M, N) = [C +] bias (N) in every row; rows begin ldc numbers apart. A warp per row.
+template <typename F>
+__global__ static void bias_rows_kernel(F *C, int ldc, const F *bias, int M, int N, int accumulate) {
     int row = blockIdx.x * blockDim.y + threadIdx.y;
     if (row >= M) return;
-    float *c = C + (size_t)row * ldc;
-    for (int j = threadIdx.x; j < N; j += 32) c[j] = (accumulate ? c[j] : 0.0f) + bias[j];
+    F *c = C + (size_t)row * ldc;
+    for (int j = threadIdx.x; j < N; j += 32) c[j] = (accumulate ? (float)c[j] : 0.0f) + (float)bias[j];
 }
 
-// C (M, N) = [C +] op(A) op(B) + bias. cuBLAS wants columns next to each other where our rows are: what it takes for C is our
+// A product as cuBLAS sees it: it wants columns next to each other where our rows are. What it takes for C is our
 // C^T = op(B)^T op(A)^T, so the factors change places, and nothing is transposed in memory.
-static void matmul_cuda(float *C, int ldc, const float *A, int lda, int transA, const float *B, int ldb, int transB,
-                        const float *bias, int M, int N, int K, int accumulate) {
+typedef struct { int M, N, K, lda, ldb, ldc, transA, transB; cudaDataType_t type, C_type; } CublasShape;
+
+// A linear layer's product with its bias added before anything is written: cuBLASLt's epilogue. It chooses a kernel once for
+// each shape; returns 0 if it knows none, for then the caller does without.
+static int matmul_bias_lt(void *C, const void *A, const void *B, const void *bias, CublasShape shape) {
+    enum { SHAPES = 512 };
+    static struct { CublasShape shape; cublasLtMatmulAlgo_t algo; int found; } known[SHAPES];  // of a model: some 50
+    static int count;
+    int i = 0; float one = 1.0f, zero = 0.0f; uint32_t aligned = 16;
+    if (((uintptr_t)C | (uintptr_t)A | (uintptr_t)B | (uintptr_t)bias) % aligned) return 0;
+    cublasOperation_t opA = shape.transA ? CUBLAS_OP_T : CUBLAS_OP_N, opB = shape.transB ? CUBLAS_OP_T : CUBLAS_OP_N;
+    cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+    cublasLtMatmulDesc_t product; cublasLtMatrixLayout_t a, b, c;
+    cublasCheck(cublasLtMatmulDescCreate(&product, COMPUTE, CUDA_R_32F));
+    cublasCheck(cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_TRANSA, &opB, sizeof opB));
+    cublasCheck(cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_TRANSB, &opA, sizeof opA));
+    cublasCheck(cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
+    cublasCheck(cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
+    cublasCheck(cublasLtMatrixLayoutCreate(&b, shape.type, (uint64_t)(shape.transB ? shape.K : shape.N),
+                                           (uint64_t)(shape.transB ? shape.N : shape.K), shape.ldb));
+    cublasCheck(cublasLtMatrixLayoutCreate(&a, shape.type, (uint64_t)(shape.transA ? shape.M : shape.K),
+                                           (uint64_t)(shape.transA ? shape.K : shape.M), shape.lda));
+    cublasCheck(cublasLtMatrixLayoutCreate(&c, shape.C_type, (uint64_t)shape.N, (uint64_t)shape.M, shape.ldc));
+    while (i < count && memcmp(&known[i].shape, &shape, sizeof shape) != 0) i++;
+    if (i == count && count < SHAPES) {
+        cublasLtMatmulPreference_t wish; cublasLtMatmulHeuristicResult_t result; int results = 0; size_t room = WORKSPACE;
+        cublasCheck(cublasLtMatmulPreferenceCreate(&wish));
+        cublasCheck(cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room, sizeof room));
+        const cublasLtMatmulPreferenceAttributes_t of[] = {
+            CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+            CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+        for (int k = 0; k < 4; k++)
+            cublasCheck(cublasLtMatmulPreferenceSetAttribute(wish, of[k], &aligned, sizeof aligned));
+        cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(cublaslt_cuda, product, b, a, c, c, wish, 1, &result, &results);
+        known[count].shape = shape, known[count].found = status == CUBLAS_STATUS_SUCCESS && results > 0;
+        if (known[count].found) known[count].algo = result.algo;
+        count++;
+        cublasCheck(cublasLtMatmulPreferenceDestroy(wish));
+    }
+    int found = i < count && known[i].found;
+    if (found)
+        cublasCheck(cublasLtMatmul(cublaslt_cuda, product, &one, B, b, A, a, &zero, C, c, C, c, &known[i].algo, workspace_cuda,
+                                   WORKSPACE, stream_cuda));
+    cublasCheck(cublasLtMatrixLayoutDestroy(a)); cublasCheck(cublasLtMatrixLayoutDestroy(b));
+    cublasCheck(cublasLtMatrixLayoutDestroy(c)); cublasCheck(cublasLtMatmulDescDestroy(product));
+    return found;
+}
+
+// C (M, N) = [C +] op(A) op(B) + bias; A and B have one type, C and the bias another or the same
+template <typename F, typename T>
+static void matmul_cuda(F *C, int ldc, const T *A, int lda, int transA, const typename Same<T>::type *B, int ldb, int transB,
+                        const typename Same<F>::type *bias, int M, int N, int K, int accumulate) {
+    CublasShape shape; memset(&shape, 0, sizeof shape);
+    shape.M = M, shape.N = N, shape.K = K, shape.lda = lda, shape.ldb = ldb, shape.ldc = ldc;
+    shape.transA = transA, shape.transB = transB, shape.type = cuda_type<T>(), shape.C_type = cuda_type<F>();
+    if (M == 0 || N == 0 || (bias && !accumulate && matmul_bias_lt(C, A, B, bias, shape))) return;
     float one = 1.0f, beta = accumulate || bias ? 1.0f : 0.0f;
-    if (M == 0 || N == 0) return;
     if (bias) {
-        bias_rows_kernel<<<ceil_div(M, 8), dim3(32, 8), 0, stream_cuda>>>(C, ldc, bias, M, N, accumulate);
+        bias_rows_kernel<F><<<ceil_div(M, 8), dim3(32, 8), 0, stream_cuda>>>(C, ldc, bias, M, N, accumulate);
         cudaCheck(cudaGetLastError());
     }
-    cublasCheck(cublasSetMathMode(cublas_cuda, MATMUL_MODE));
-    cublasCheck(cublasSgemm(cublas_cuda, transB ? CUBLAS_OP_T : CUBLAS_OP_N, transA ? CUBLAS_OP_T : CUBLAS_OP_N, N, M, K,
-                            &one, B, ldb, A, lda, &beta, C, ldc));
+    cublasCheck(cublasGemmEx(cublas_cuda, transB ? CUBLAS_OP_T : CUBLAS_OP_N, transA ? CUBLAS_OP_T : CUBLAS_OP_N, N, M, K, &one,
+                             B, shape.type, ldb, A, shape.type, lda, &beta, C, shape.C_type, ldc, COMPUTE,
+                             CUBLAS_GEMM_DEFAULT));
 }
 
-static void matmul_forward_cuda(float *out, const float *inp, const float *weight, const float *bias, int M, int N, int K) {
+template <typename F, typename T>
+static void matmul_forward_cuda(F *out, const T *inp, const typename Same<T>::type *weight,
+                                const typename Same<F>::type *bias, int M, int N, int K) {
     matmul_cuda(out, N, inp, K, 0, weight, K, 1, bias, M, N, K, 0);
 }
 
-static void matmul_backward_cuda(float *dinp, float *dweight, float *dbias, const float *dout, const float *inp,
-                                 const float *weight, int M, int N, int K) {
+template <typename T>
+static void matmul_backward_cuda(typename Same<T>::type *dinp, float *dweight, float *dbias, const T *dout,
+                                 const typename Same<T>::type *inp, const typename Same<T>::type *weight, int M, int N,
+                                 int K) {
     if (dinp) matmul_cuda(dinp, K, dout, N, 0, weight, K, 0, NULL, M, K, N, 0);
     if (dweight) matmul_cuda(dweight, K, dout, N, 1, inp, K, 0, NULL, N, K, M, 1);
     if (dbias) add_column_sums_cuda(dbias, dout, M, N);
@@ -1092,17 +1208,17 @@ __device__ static inline int4 dwconv_unit(DwconvUnits u, int unit, int frames, i
 
 // the number of x, which points at the channel of a unit's first token at[0], that lies dt frames, dh rows and w - at.w columns
 // on; 0 outside the clip
-__device__ static inline float dwconv_load(const float *x, DwconvUnits u, int4 at, int dt, int dh, int w) {
+__device__ static inline float dwconv_load(const floatX *x, DwconvUnits u, int4 at, int dt, int dh, int w) {
     int t = at.y + dt, h = at.z + dh;
     bool inside = t >= 0 && t < u.T && h >= 0 && h < u.H && w >= 0 && w < u.W;
-    return inside ? x[((dt * u.H + dh) * u.W + w - at.w) * u.C] : 0.0f;
+    return inside ? (float)x[((dt * u.H + dh) * u.W + w - at.w) * u.C] : 0.0f;
 }
 
 // out[t,h,w] = bias + sum over (KT, 3, 3) of inp[t+dt-KT/2, h+dh-1, w+dw-1] * weight[tap]; turned: the taps in reverse order.
 // out, inp (B, T, H, W, C); weight (C, KT*9); bias (C) or NULL. sum[..][j] belongs to column w - 1 + j when w is loaded.
 template <int KT, int FRAMES, int ROWS>
 __global__ static void __launch_bounds__(32 * DW_WARPS)
-dwconv_kernel(float *out, const float *inp, const float *weight, int turned, const float *bias, DwconvUnits u) {
+dwconv_kernel(floatX *out, const floatX *inp, const float *weight, int turned, const float *bias, DwconvUnits u) {
     const int TAPS = KT * 9;
     __shared__ float taps[32 * TAPS];  // of the block's channels, as they lie in memory: an odd number each, no conflicts
     int c = blockIdx.y * 32 + threadIdx.x, unit = blockIdx.x * DW_WARPS + threadIdx.y;
@@ -1140,7 +1256,7 @@ dwconv_kernel(float *out, const float *inp, const float *weight, int turned, con
     }
 }
 
-static void dwconv_apply_cuda(float *out, const float *inp, const float *weight, int turned, const float *bias, int B, int T,
+static void dwconv_apply_cuda(floatX *out, const floatX *inp, const float *weight, int turned, const float *bias, int B, int T,
                               int H, int W, int C, int kt) {
     DwconvUnits u = kt == 3 ? dwconv_units(B, T, H, W, C, 5, 2) : dwconv_units(B, T, H, W, C, 1, 4);
     dim3 grid(ceil_div(u.total, DW_WARPS), ceil_div(C, 32)), block(32, DW_WARPS);
@@ -1149,7 +1265,7 @@ static void dwconv_apply_cuda(float *out, const float *inp, const float *weight,
     cudaCheck(cudaGetLastError());
 }
 
-static void dwconv_forward_cuda(float *out, const float *inp, const float *weight, const float *bias, int B, int T, int H,
+static void dwconv_forward_cuda(floatX *out, const floatX *inp, const float *weight, const float *bias, int B, int T, int H,
                                 int W, int C, int kt) {
     dwconv_apply_cuda(out, inp, weight, 0, bias, B, T, H, W, C, kt);
 }
@@ -1158,7 +1274,7 @@ static void dwconv_forward_cuda(float *out, const float *inp, const float *weigh
 // slice x, every slices-th group of DW_WARPS units. dy[..][j] is column w - 1 + j of dout when column w of inp is loaded.
 template <int KT, int FRAMES, int ROWS>
 __global__ static void __launch_bounds__(32 * DW_WARPS)
-dwconv_dweight_kernel(float *partial, const float *dout, const float *inp, DwconvUnits u) {
+dwconv_dweight_kernel(float *partial, const floatX *dout, const floatX *inp, DwconvUnits u) {
     const int SUMS = KT * 9 + 1;
     __shared__ float sums[DW_WARPS][SUMS][32];
     int c = blockIdx.y * 32 + threadIdx.x;
@@ -1169,7 +1285,7 @@ dwconv_dweight_kernel(float *partial, const float *dout, const float *inp, Dwcon
         int4 at = dwconv_unit(u, unit, FRAMES, ROWS);
         int w0 = at.w, end = min_int(u.W, w0 + DW_STRIP);
         size_t token = (((size_t)at.x * u.T + at.y) * u.H + at.z) * u.W + w0;
-        const float *inp_c = inp + token * u.C + c, *dout_c = dout + token * u.C + c;
+        const floatX *inp_c = inp + token * u.C + c, *dout_c = dout + token * u.C + c;
         float dy[FRAMES][ROWS][3] = {};
         for (int w = w0 - 1; w <= end; w++) {
             float x[FRAMES + KT - 1][ROWS + 2];
@@ -1210,7 +1326,7 @@ __global__ static void dwconv_add_kernel(float *dweight, float *dbias, const flo
     else dbias[c] += sum;
 }
 
-static void dwconv_backward_cuda(float *dinp, float *dweight, float *dbias, const float *dout, const float *inp,
+static void dwconv_backward_cuda(floatX *dinp, float *dweight, float *dbias, const floatX *dout, const floatX *inp,
                                  const float *weight, int B, int T, int H, int W, int C, int kt) {
     DwconvUnits u = kt == 3 ? dwconv_units(B, T, H, W, C, 5, 2) : dwconv_units(B, T, H, W, C, 1, 4);
     int taps = kt * 9, slices = min_int(DW_SLICES, ceil_div(u.total, DW_WARPS));
@@ -1239,7 +1355,7 @@ static ConvShape conv_shape(int N, int H, int W, int C, int O, int k, int stride
 }
 
 // turned (O, taps, C) = weight (O, C, taps); back: weight += turned
-__global__ static void conv_turn_kernel(float *turned, const float *weight, int n, int C, int taps) {
+__global__ static void conv_turn_kernel(floatX *turned, const floatX *weight, int n, int C, int taps) {
     int i = blockIdx.x * blockDim.x + threadIdx.x, c = i % C, tap = i / C % taps, o = i / (C * taps);
     if (i < n) turned[i] = weight[((size_t)o * C + c) * taps + tap];
 }
@@ -1248,8 +1364,8 @@ __global__ static void conv_turn_back_kernel(float *weight, const float *turned,
     if (i < n) weight[((size_t)o * C + c) * taps + tap] += turned[i];
 }
 
-// col (frames*OH*OW, k*k*C) = the patches of inp (frames, H, W, C), zeros outside: a block per patch. F is float or float4,
-// C and patch are counted in it.
+// col (frames*OH*OW, k*k*C) = the patches of inp (frames, H, W, C), zeros outside: a block per patch. F is floatX or 16
+// bytes of it, C and patch are counted in it.
 template <typename F>
 __global__ static void im2col_kernel(F *col, const F *inp, ConvShape s, int C, int patch) {
     int ox = blockIdx.x % s.OW, oy = blockIdx.x / s.OW % s.OH, frame = blockIdx.x / (s.OW * s.OH);
@@ -1260,17 +1376,17 @@ __global__ static void im2col_kernel(F *col, const F *inp, ConvShape s, int C, i
     }
 }
 
-static void im2col_cuda(float *col, const float *inp, int frames, ConvShape s) {
-    int rows = frames * s.OH * s.OW, C4 = s.C / 4, patch4 = s.patch / 4;
+static void im2col_cuda(floatX *col, const floatX *inp, int frames, ConvShape s) {
+    int rows = frames * s.OH * s.OW, many = 16 / (int)sizeof(floatX);  // in 16 bytes
     float4 *col4 = (float4 *)col; const float4 *inp4 = (const float4 *)inp;
-    if (s.C % 4 == 0) im2col_kernel<float4><<<rows, 128, 0, stream_cuda>>>(col4, inp4, s, C4, patch4);
-    else im2col_kernel<float><<<rows, 128, 0, stream_cuda>>>(col, inp, s, s.C, s.patch);
+    if (s.C % many == 0) im2col_kernel<float4><<<rows, 128, 0, stream_cuda>>>(col4, inp4, s, s.C / many, s.patch / many);
+    else im2col_kernel<floatX><<<rows, 128, 0, stream_cuda>>>(col, inp, s, s.C, s.patch);
     cudaCheck(cudaGetLastError());
 }
 
 // the transpose of im2col: dinp (frames, H, W, C), each the sum of the patch entries that it was copied to. Row y of the
 // input is row ky of the patches at oy = (y + pad - ky) / stride where that is a whole number.
-__global__ static void col2im_kernel(float *dinp, const float *dcol, ConvShape s, size_t n) {
+__global__ static void col2im_kernel(floatX *dinp, const floatX *dcol, ConvShape s, size_t n) {
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
     int pixel = (int)(i / s.C), c = (int)(i - (size_t)pixel * s.C);
@@ -1280,23 +1396,23 @@ __global__ static void col2im_kernel(float *dinp, const float *dcol, ConvShape s
         for (int kx = x % s.stride; kx < s.k && kx <= x; kx += s.stride) {
             int oy = (y - ky) / s.stride, ox = (x - kx) / s.stride;
             if (oy >= s.OH || ox >= s.OW) continue;
-            sum += dcol[(((size_t)frame * s.OH + oy) * s.OW + ox) * s.patch + (ky * s.k + kx) * s.C + c];
+            sum += (float)dcol[(((size_t)frame * s.OH + oy) * s.OW + ox) * s.patch + (ky * s.k + kx) * s.C + c];
         }
     dinp[i] = sum;
 }
 
-static float *conv_turned_cuda(const float *weight, ConvShape s) {
+static floatX *conv_turned_cuda(const floatX *weight, ConvShape s) {
     int n = s.O * s.patch;
-    float *turned = malloc_floats_cuda((size_t)n);
+    floatX *turned = malloc_activations_cuda((size_t)n);
     conv_turn_kernel<<<ceil_div(n, 256), 256, 0, stream_cuda>>>(turned, weight, n, s.C, s.k * s.k);
     cudaCheck(cudaGetLastError());
     return turned;
 }
 
-static void conv_forward_cuda(float *out, const float *inp, const float *weight, const float *bias, int N, int H, int W, int C,
-                              int O, int k, int stride, int pad) {
+static void conv_forward_cuda(floatX *out, const floatX *inp, const floatX *weight, const floatX *bias, int N, int H, int W,
+                              int C, int O, int k, int stride, int pad) {
     ConvShape s = conv_shape(N, H, W, C, O, k, stride, pad);
-    float *turned = conv_turned_cuda(weight, s), *col = malloc_floats_cuda((size_t)s.chunk * s.OH * s.OW * s.patch);
+    floatX *turned = conv_turned_cuda(weight, s), *col = malloc_activations_cuda((size_t)s.chunk * s.OH * s.OW * s.patch);
     for (int n = 0; n < N; n += s.chunk) {
         int frames = min_int(s.chunk, N - n), rows = frames * s.OH * s.OW;
         im2col_cuda(col, inp + (size_t)n * H * W * C, frames, s);
@@ -1305,20 +1421,21 @@ static void conv_forward_cuda(float *out, const float *inp, const float *weight,
     free_check_cuda(col); free_check_cuda(turned);
 }
 
-static void conv_backward_cuda(float *dinp, float *dweight, float *dbias, const float *dout, const float *inp,
-                               const float *weight, int N, int H, int W, int C, int O, int k, int stride, int pad) {
+static void conv_backward_cuda(floatX *dinp, float *dweight, float *dbias, const floatX *dout, const floatX *inp,
+                               const floatX *weight, int N, int H, int W, int C, int O, int k, int stride, int pad) {
     ConvShape s = conv_shape(N, H, W, C, O, k, stride, pad);
-    float *turned = dinp ? conv_turned_cuda(weight, s) : NULL, *dturned = malloc_floats_cuda((size_t)O * s.patch);
-    float *col = malloc_floats_cuda((size_t)s.chunk * s.OH * s.OW * s.patch);
+    floatX *turned = dinp ? conv_turned_cuda(weight, s) : NULL;
+    floatX *col = malloc_activations_cuda((size_t)s.chunk * s.OH * s.OW * s.patch);
+    float *dturned = malloc_floats_cuda((size_t)O * s.patch);
     for (int n = 0; n < N; n += s.chunk) {
         int frames = min_int(s.chunk, N - n), rows = frames * s.OH * s.OW;
-        const float *dy = dout + (size_t)n * s.OH * s.OW * O;
+        const floatX *dy = dout + (size_t)n * s.OH * s.OW * O;
         im2col_cuda(col, inp + (size_t)n * H * W * C, frames, s);
         matmul_cuda(dturned, s.patch, dy, O, 1, col, s.patch, 0, NULL, O, s.patch, rows, n > 0);
         if (dinp == NULL) continue;
         size_t pixels = (size_t)frames * H * W * C;
         matmul_backward_cuda(col, NULL, NULL, dy, NULL, turned, rows, O, s.patch);
-        int blocks = (int)((pixels + 255) / 256); float *dx = dinp + (size_t)n * H * W * C;
+        int blocks = (int)((pixels + 255) / 256); floatX *dx = dinp + (size_t)n * H * W * C;
         col2im_kernel<<<blocks, 256, 0, stream_cuda>>>(dx, col, s, pixels);
         cudaCheck(cudaGetLastError());
     }
@@ -1348,18 +1465,20 @@ static AttentionShape attention_shape(int P, int Pk, int C, int heads) {
     return a;
 }
 
+static int attention_slices(AttentionShape a) { return min_int(ATTENTION_SLICES, ceil_div(a.P, TILE)); }
+
 // tile (64, HD) = rows row0 .. row0+63 of x (rows, C), one head's columns, zeros beyond
 template <int HD>
-__device__ static inline void tile_load(float *tile, const float *x, int row0, int rows, AttentionShape a) {
+__device__ static inline void tile_load(float *tile, const floatX *x, int row0, int rows, AttentionShape a) {
     for (int i = threadIdx.x; i < TILE * HD; i += 256) {
         int row = i / HD, d = i % HD;
-        tile[row * (HD + 4) + d] = row0 + row < rows && d < a.hd ? x[(size_t)(row0 + row) * a.C + d] : 0.0f;
+        tile[row * (HD + 4) + d] = row0 + row < rows && d < a.hd ? (float)x[(size_t)(row0 + row) * a.C + d] : 0.0f;
     }
 }
 
 // rows row0 .. row0+63 of x (rows, C) = the threads' numbers, 4 rows and HD/16 columns each
-template <int HD>
-__device__ static inline void tile_store(float *x, const float v[4][HD / 16], int row0, int rows, AttentionShape a) {
+template <int HD, typename F>
+__device__ static inline void tile_store(F *x, const float v[4][HD / 16], int row0, int rows, AttentionShape a) {
     int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
     for (int i = 0; i < 4; i++)
         for (int j = 0; j < HD / 16; j++)
@@ -1441,7 +1560,7 @@ __device__ static inline float row_max(float x) {
 // stats (N*heads, P, {largest, 1/sum, sum_d dout out}) instead of out.
 template <int HD>
 __global__ static void __launch_bounds__(256, 2)
-attention_forward_kernel(float *out, float *stats, const float *dout, const float *q, const float *k, const float *v,
+attention_forward_kernel(floatX *out, float *stats, const floatX *dout, const floatX *q, const floatX *k, const floatX *v,
                          AttentionShape a) {
     extern __shared__ float shared[];
     float *sq = shared, *sv = sq + TILE * (HD + 4), *sk = sv + TILE * (HD + 4), *sp = sk;  // scores replace the keys
@@ -1485,7 +1604,7 @@ attention_forward_kernel(float *out, float *stats, const float *dout, const floa
         int p = p0 + 4 * ty + i;
         float dot = 0.0f;
         for (int j = 0; j < HD / 16; j++)
-            if (p < a.P && tx + 16 * j < a.hd) dot += o[i][j] * dout[at + (size_t)p * a.C + tx + 16 * j];
+            if (p < a.P && tx + 16 * j < a.hd) dot += o[i][j] * (float)dout[at + (size_t)p * a.C + tx + 16 * j];
         dot = row_sum(dot);
         float *to = stats + ((size_t)blockIdx.x * a.P + p) * 3;
         if (p < a.P && tx == 0) to[0] = largest[i], to[1] = 1.0f / sum[i], to[2] = dot;
@@ -1497,8 +1616,8 @@ template <int HD> static size_t attention_forward_bytes(void) { return sizeof(fl
 template <int HD> static size_t attention_backward_bytes(void) { return sizeof(float) * TILE * (4 * (HD + 4) + TILE_LD); }
 
 template <int HD>
-static void attention_forward_hd(float *out, float *stats, const float *dout, const float *q, const float *k, const float *v,
-                                 int N, AttentionShape a) {
+static void attention_forward_hd(floatX *out, float *stats, const floatX *dout, const floatX *q, const floatX *k,
+                                 const floatX *v, int N, AttentionShape a) {
     size_t bytes = attention_forward_bytes<HD>();
     dim3 grid(N * a.heads, ceil_div(a.P, TILE));
     cudaCheck(cudaFuncSetAttribute(attention_forward_kernel<HD>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
@@ -1506,7 +1625,7 @@ static void attention_forward_hd(float *out, float *stats, const float *dout, co
     cudaCheck(cudaGetLastError());
 }
 
-static void attention_forward_cuda(float *out, const float *q, const float *k, const float *v, int N, int P, int Pk, int C,
+static void attention_forward_cuda(floatX *out, const floatX *q, const floatX *k, const floatX *v, int N, int P, int Pk, int C,
                                    int heads) {
     AttentionShape a = attention_shape(P, Pk, C, heads);
     if (a.hd <= 16) attention_forward_hd<16>(out, NULL, NULL, q, k, v, N, a);
@@ -1518,11 +1637,11 @@ static void attention_forward_cuda(float *out, const float *q, const float *k, c
 // dq = ds k;  dk = ds^T q. Grid (N*heads, slices of the queries, tiles of keys): a block keeps dk and dv of its keys in
 // registers while it goes through its slice. dq (tiles, N, P, C), dk and dv (slices, N, Pk, C) are partial sums, a tile's
 // dq_size and a slice's dk_size floats. A row of several tiles of keys has its largest score, its 1/sum and
-// sum_keys(dprob prob) = sum_d(dout out) in stats (out = prob v); else stats is NULL.
-template <int HD>
+// sum_keys(dprob prob) = sum_d(dout out) in stats (out = prob v); else stats is NULL, and dq is what is wanted, a floatX.
+template <int HD, typename Q>
 __global__ static void __launch_bounds__(256, 2)
-attention_backward_kernel(float *dq, float *dk, float *dv, const float *stats, const float *dout, const float *q,
-                          const float *k, const float *v, AttentionShape a, size_t dq_size, size_t dk_size) {
+attention_backward_kernel(Q *dq, float *dk, float *dv, const float *stats, const floatX *dout, const floatX *q,
+                          const floatX *k, const floatX *v, AttentionShape a, size_t dq_size, size_t dk_size) {
     extern __shared__ float shared[];
     float *sk = shared, *sv = sk + TILE * (HD + 4), *sq = sv + TILE * (HD + 4), *sd = sq + TILE * (HD + 4);
     float *sp = sd + TILE * (HD + 4);  // prob, then ds
@@ -1571,49 +1690,57 @@ attention_backward_kernel(float *dq, float *dk, float *dv, const float *stats, c
 }
 
 // out (n) = sum of partial (count, n) in order
-__global__ static void attention_sum_kernel(float *out, const float *partial, int count, size_t n) {
+__global__ static void attention_sum_kernel(floatX *out, const float *partial, int count, size_t n) {
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     float sum = 0.0f;
     for (int s = 0; s < count && i < n; s++) sum += partial[s * n + i];
     if (i < n) out[i] = sum;
 }
-static void attention_sum_cuda(float *out, const float *partial, int count, size_t n) {
+static void attention_sum_cuda(floatX *out, const float *partial, int count, size_t n) {
     int blocks = (int)((n + 255) / 256);
     attention_sum_kernel<<<blocks, 256, 0, stream_cuda>>>(out, partial, count, n);
     cudaCheck(cudaGetLastError());
 }
 
-template <int HD>
-static void attention_backward_hd(float *dq, float *dk, float *dv, const float *dout, const float *q, const float *k,
-                                  const float *v, int N, AttentionShape a) {
-    int slices = min_int(ATTENTION_SLICES, ceil_div(a.P, TILE)), key_tiles = ceil_div(a.Pk, TILE);
-    size_t bytes = attention_backward_bytes<HD>(), dq_size = (size_t)N * a.P * a.C, dk_size = (size_t)N * a.Pk * a.C;
-    float *dk_partial = malloc_floats_cuda(2 * slices * dk_size), *dv_partial = dk_partial + slices * dk_size;
-    float *stats = NULL, *dq_partial = dq;
-    if (key_tiles > 1) {
-        stats = malloc_floats_cuda((size_t)N * a.heads * a.P * 3), dq_partial = malloc_floats_cuda(key_tiles * dq_size);
-        attention_forward_hd<HD>(NULL, stats, dout, q, k, v, N, a);
-    }
-    dim3 grid(N * a.heads, slices, key_tiles);
-    cudaCheck(cudaFuncSetAttribute(attention_backward_kernel<HD>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
-    attention_backward_kernel<HD><<<grid, 256, bytes, stream_cuda>>>(dq_partial, dk_partial, dv_partial, stats, dout, q, k, v,
-                                                                     a, dq_size, dk_size);
+template <int HD, typename Q>
+static void attention_backward_hd(Q *dq, float *dk, float *dv, const float *stats, const floatX *dout, const floatX *q,
+                                  const floatX *k, const floatX *v, int N, AttentionShape a) {
+    int slices = attention_slices(a); size_t bytes = attention_backward_bytes<HD>();
+    dim3 grid(N * a.heads, slices, ceil_div(a.Pk, TILE));
+    auto kernel = attention_backward_kernel<HD, Q>;
+    cudaCheck(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+    kernel<<<grid, 256, bytes, stream_cuda>>>(dq, dk, dv, stats, dout, q, k, v, a, (size_t)N * a.P * a.C,
+                                              (size_t)N * a.Pk * a.C);
     cudaCheck(cudaGetLastError());
-    attention_sum_cuda(dk, dk_partial, slices, dk_size);
-    attention_sum_cuda(dv, dv_partial, slices, dk_size);
-    if (key_tiles > 1) {
-        attention_sum_cuda(dq, dq_partial, key_tiles, dq_size);
-        free_check_cuda(dq_partial); free_check_cuda(stats);
-    }
-    free_check_cuda(dk_partial);
 }
 
-static void attention_backward_cuda(float *dq, float *dk, float *dv, const float *dout, const float *q, const float *k,
-                                    const float *v, int N, int P, int Pk, int C, int heads) {
+template <int HD>
+static void attention_backward_tiles(floatX *dq, float *dk, float *dv, const floatX *dout, const floatX *q, const floatX *k,
+                                     const floatX *v, int N, AttentionShape a) {
+    int key_tiles = ceil_div(a.Pk, TILE);
+    if (key_tiles == 1) {
+        attention_backward_hd<HD, floatX>(dq, dk, dv, NULL, dout, q, k, v, N, a);
+        return;
+    }
+    size_t dq_size = (size_t)N * a.P * a.C;
+    float *stats = malloc_floats_cuda((size_t)N * a.heads * a.P * 3), *partial = malloc_floats_cuda(key_tiles * dq_size);
+    attention_forward_hd<HD>(NULL, stats, dout, q, k, v, N, a);
+    attention_backward_hd<HD, float>(partial, dk, dv, stats, dout, q, k, v, N, a);
+    attention_sum_cuda(dq, partial, key_tiles, dq_size);
+    free_check_cuda(partial); free_check_cuda(stats);
+}
+
+static void attention_backward_cuda(floatX *dq, floatX *dk, floatX *dv, const floatX *dout, const floatX *q, const floatX *k,
+                                    const floatX *v, int N, int P, int Pk, int C, int heads) {
     AttentionShape a = attention_shape(P, Pk, C, heads);
-    if (a.hd <= 16) attention_backward_hd<16>(dq, dk, dv, dout, q, k, v, N, a);
-    else if (a.hd <= 32) attention_backward_hd<32>(dq, dk, dv, dout, q, k, v, N, a);
-    else attention_backward_hd<64>(dq, dk, dv, dout, q, k, v, N, a);
+    int slices = attention_slices(a); size_t dk_size = (size_t)N * Pk * C;
+    float *dk_partial = malloc_floats_cuda(2 * slices * dk_size), *dv_partial = dk_partial + slices * dk_size;
+    if (a.hd <= 16) attention_backward_tiles<16>(dq, dk_partial, dv_partial, dout, q, k, v, N, a);
+    else if (a.hd <= 32) attention_backward_tiles<32>(dq, dk_partial, dv_partial, dout, q, k, v, N, a);
+    else attention_backward_tiles<64>(dq, dk_partial, dv_partial, dout, q, k, v, N, a);
+    attention_sum_cuda(dk, dk_partial, slices, dk_size);
+    attention_sum_cuda(dv, dv_partial, slices, dk_size);
+    free_check_cuda(dk_partial);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -1646,7 +1773,7 @@ static void add_parts_cuda(float *out, const float *partial, int parts, size_t n
 // with the last K of x in registers, so that it reads each x once.
 // out (B, L, D), x (B, L, ldx), weight (D, K), bias (D); grid (channels, runs, clips), block (32 channels, 8 runs)
 template <int K>
-static __global__ void conv1d_silu_forward_kernel(float *__restrict__ out, const float *__restrict__ x, int ldx,
+static __global__ void conv1d_silu_forward_kernel(floatX *__restrict__ out, const floatX *__restrict__ x, int ldx,
                                                   const float *weight, const float *bias, int order, int T, int P, int D) {
     int L = T * P, d = blockIdx.x * 32 + threadIdx.x, s0 = (blockIdx.y * CONV1D_RUNS + threadIdx.y) * CONV1D_RUN;
     if (d >= D || s0 >= L) return;
@@ -1657,7 +1784,7 @@ static __global__ void conv1d_silu_forward_kernel(float *__restrict__ out, const
     for (int k = 0; k < K; k++) {  // x_last of position s0 - 1
         int s = s0 - K + k;
         w[k] = weight[(size_t)d * K + k];
-        x_last[k] = k > 0 && s >= 0 ? x[scan_row(order, s, T, P) * ldx] : 0.0f;
+        x_last[k] = k > 0 && s >= 0 ? (float)x[scan_row(order, s, T, P) * ldx] : 0.0f;
     }
     #pragma unroll 4
     for (int s = s0; s < min_int(s0 + CONV1D_RUN, L); s++) {
@@ -1665,14 +1792,14 @@ static __global__ void conv1d_silu_forward_kernel(float *__restrict__ out, const
         float z = shift;
         #pragma unroll
         for (int k = 0; k < K; k++) {
-            x_last[k] = k < K - 1 ? x_last[min_int(k + 1, K - 1)] : x[row * ldx];
+            x_last[k] = k < K - 1 ? x_last[min_int(k + 1, K - 1)] : (float)x[row * ldx];
             z += w[k] * x_last[k];
         }
         out[row * D] = silu_simd(z);
     }
 }
 
-static void conv1d_silu_forward_cuda(float *out, const float *x, int ldx, const float *weight, const float *bias,
+static void conv1d_silu_forward_cuda(floatX *out, const floatX *x, int ldx, const float *weight, const float *bias,
                                      int order, int B, int T, int P, int D, int K) {
     if (B == 0 || T * P == 0 || D == 0) return;
     if (K < 1 || K > 4) fail("the causal convolution has kernels for d_conv = 1 to 4, not %d", K);
@@ -1688,8 +1815,8 @@ static void conv1d_silu_forward_cuda(float *out, const float *x, int ldx, const 
 // A thread walks over its run and K-1 positions more, with the last K of x, dz and rows in registers: at position s the dx of
 // position s - (K-1) is complete. A block adds up its runs and writes one part of dweight (parts, D, K) and dbias (parts, D).
 template <int K>
-static __global__ void conv1d_silu_backward_kernel(float *__restrict__ dx, int lddx, float *dweight, float *dbias,
-                                                   const float *__restrict__ dout, const float *__restrict__ x, int ldx,
+static __global__ void conv1d_silu_backward_kernel(floatX *__restrict__ dx, int lddx, float *dweight, float *dbias,
+                                                   const floatX *__restrict__ dout, const floatX *__restrict__ x, int ldx,
                                                    const float *weight, const float *bias, int order, int T, int P, int D,
                                                    int accumulate) {
     __shared__ float sums[K + 1][CONV1D_RUNS][32];
@@ -1704,14 +1831,14 @@ static __global__ void conv1d_silu_backward_kernel(float *__restrict__ dx, int l
     for (int k = 0; k < K; k++) {
         int s = s0 - K + k;
         w[k] = here ? weight[(size_t)d * K + k] : 0.0f;
-        x_last[k] = here && k > 0 && s >= 0 ? x[scan_row(order, s, T, P) * ldx] : 0.0f;
+        x_last[k] = here && k > 0 && s >= 0 ? (float)x[scan_row(order, s, T, P) * ldx] : 0.0f;
         dz_last[k] = dw[k] = 0.0f, row_last[k] = 0;
     }
     #pragma unroll 4
     for (int s = s0; here && s < s1 + K - 1; s++) {
         int inside = s < L;  // dz behind the clip is 0
         size_t row = inside ? scan_row(order, s, T, P) : 0;
-        float z = shift, x_s = inside ? x[row * ldx] : 0.0f, dout_s = inside ? dout[row * D] : 0.0f, sum = 0.0f;
+        float z = shift, x_s = inside ? (float)x[row * ldx] : 0.0f, dout_s = inside ? (float)dout[row * D] : 0.0f, sum = 0.0f;
         #pragma unroll
         for (int k = 0; k < K; k++) {
             x_last[k] = k < K - 1 ? x_last[min_int(k + 1, K - 1)] : x_s;
@@ -1726,7 +1853,7 @@ static __global__ void conv1d_silu_backward_kernel(float *__restrict__ dx, int l
             if (s < s1) dw[k] += dz * x_last[k];
         }
         if (s < s1) db += dz;
-        if (s - (K - 1) >= s0) dx[row_last[0] * lddx] = accumulate ? dx[row_last[0] * lddx] + sum : sum;
+        if (s - (K - 1) >= s0) dx[row_last[0] * lddx] = accumulate ? (float)dx[row_last[0] * lddx] + sum : sum;
     }
     #pragma unroll
     for (int k = 0; k < K; k++) sums[k][threadIdx.y][threadIdx.x] = dw[k];
@@ -1740,7 +1867,7 @@ static __global__ void conv1d_silu_backward_kernel(float *__restrict__ dx, int l
     else dbias[part * D + d] = sum;
 }
 
-static void conv1d_silu_backward_cuda(float *dx, int lddx, float *dweight, float *dbias, const float *dout, const float *x,
+static void conv1d_silu_backward_cuda(floatX *dx, int lddx, float *dweight, float *dbias, const floatX *dout, const floatX *x,
                                       int ldx, const float *weight, const float *bias, int order, int B, int T, int P, int D,
                                       int K, int accumulate) {
     if (B == 0 || T * P == 0 || D == 0) return;
@@ -1775,7 +1902,8 @@ enum { SCAN_BLOCKS = 384 };  // that many are wanted: about 3 on each of an H100
 #define SCAN_WARP 0xffffffffu
 
 typedef struct {  // as in the signatures of train_vivim.c; n0 is the group's first state, length the positions of a chunk
-    const float *u, *dt, *dy, *Bt, *Ct, *A_log, *D_skip;
+    const floatX *u, *dt, *dy, *Bt, *Ct;
+    const float *A_log, *D_skip;
     int ldbc, order, T, P, D, N, n0, length, chunks;
 } ScanCuda;
 
@@ -1804,14 +1932,14 @@ static __device__ __forceinline__ void load4(float *v, const float4 *from) {
 
 // tile[i] (32 channels) = row of x (L, D) at the i-th of `tokens` positions; lane i holds the row of position i
 template <int TOKENS>
-static __device__ __forceinline__ void scan_stage(float (*tile)[SCAN_PITCH], const float *x, int row, int count, int D) {
+static __device__ __forceinline__ void scan_stage(float (*tile)[SCAN_PITCH], const floatX *x, int row, int count, int D) {
     int lane = threadIdx.x % 32, d = blockIdx.x * SCAN_CHANNELS + lane;
     float v[TOKENS / 4];
     #pragma unroll
     for (int k = 0; k < TOKENS / 4; k++) {
         int i = threadIdx.x / 32 + k * 4;
         size_t from = (size_t)__shfl_sync(SCAN_WARP, row, i) * D + d;
-        v[k] = i < count && d < D ? x[from] : 0.0f;
+        v[k] = i < count && d < D ? (float)x[from] : 0.0f;
     }
     #pragma unroll
     for (int k = 0; k < TOKENS / 4; k++) tile[threadIdx.x / 32 + k * 4][lane] = v[k];
@@ -1819,7 +1947,7 @@ static __device__ __forceinline__ void scan_stage(float (*tile)[SCAN_PITCH], con
 
 // tile[i] (16 states) = row of Bt or Ct (L, ldbc), from state n0 of N
 template <int TOKENS>
-static __device__ __forceinline__ void scan_stage_states(float4 (*tile)[4], const float *x, int row, int count,
+static __device__ __forceinline__ void scan_stage_states(float4 (*tile)[4], const floatX *x, int row, int count,
                                                          const ScanCuda &p) {
     int n = threadIdx.x % SCAN_GROUP;
     float v[TOKENS / 8];
@@ -1827,7 +1955,7 @@ static __device__ __forceinline__ void scan_stage_states(float4 (*tile)[4], cons
     for (int k = 0; k < TOKENS / 8; k++) {
         int i = threadIdx.x / SCAN_GROUP + k * 8;
         size_t from = (size_t)__shfl_sync(SCAN_WARP, row, i) * p.ldbc + p.n0 + n;
-        v[k] = i < count && p.n0 + n < p.N ? x[from] : 0.0f;
+        v[k] = i < count && p.n0 + n < p.N ? (float)x[from] : 0.0f;
     }
     #pragma unroll
     for (int k = 0; k < TOKENS / 8; k++) ((float *)tile[threadIdx.x / SCAN_GROUP + k * 8])[n] = v[k];
@@ -1902,7 +2030,7 @@ static __global__ void scan_join_kernel(float *__restrict__ starts, const float 
 }
 
 // Step 3, forward. y (B, L, D); states (B, ceil(L/16), D, 16): h before every 16th position, or NULL; starts NULL: one chunk
-static __global__ __launch_bounds__(SCAN_THREADS) void selective_scan_forward_kernel(float *y, float *states,
+static __global__ __launch_bounds__(SCAN_THREADS) void selective_scan_forward_kernel(floatX *y, float *states,
                                                                                      const float *starts, ScanCuda p,
                                                                                      int accumulate) {
     __shared__ float u[SCAN_TILE][SCAN_PITCH], dt[SCAN_TILE][SCAN_PITCH], y_before[SCAN_TILE][SCAN_PITCH];
@@ -1976,8 +2104,8 @@ static float *scan_starts_cuda(const ScanCuda *p, dim3 grid, int B, int backward
     return starts;
 }
 
-static void selective_scan_forward_cuda(float *y, float *states, const float *u, const float *dt, const float *Bt,
-                                        const float *Ct, int ldbc, const float *A_log, const float *D_skip, int order, int B,
+static void selective_scan_forward_cuda(floatX *y, float *states, const floatX *u, const floatX *dt, const floatX *Bt,
+                                        const floatX *Ct, int ldbc, const float *A_log, const float *D_skip, int order, int B,
                                         int T, int P, int D, int N, int accumulate) {
     if (B == 0 || T * P == 0 || D == 0) return;
     ScanCuda p = {u, dt, NULL, Bt, Ct, A_log, D_skip, ldbc, order, T, P, D, N, 0, 0, 0};
@@ -1996,8 +2124,8 @@ static void selective_scan_forward_cuda(float *y, float *states, const float *u,
 // starts: passed behind each chunk. du, ddt (B, L, D), = or += if add. Each block adds its 32 channels into its part of dBt and
 // dCt (D/32, B*L, {dBt, dCt}, 16), and its positions into its part of dA_log (B*chunks, D, N) and dD_skip (B*chunks, D).
 static __global__ __launch_bounds__(SCAN_THREADS, 3) void selective_scan_backward_kernel(
-        float *du, float *ddt, float *dBC, float *dA_log, float *dD_skip, const float *states, const float *starts, ScanCuda p,
-        int add) {
+        floatX *du, floatX *ddt, float *dBC, float *dA_log, float *dD_skip, const float *states, const float *starts,
+        ScanCuda p, int add) {
     __shared__ float u[SCAN_KEPT][SCAN_PITCH], dt[SCAN_KEPT][SCAN_PITCH], dy[SCAN_KEPT][SCAN_PITCH];
     __shared__ float4 Bt[SCAN_KEPT][4], Ct[SCAN_KEPT][4];
     __shared__ float4 sums[2][SCAN_THREADS / 32][SCAN_HALF][8];  // half, warp, position, {dBt, dCt} of 16 states
@@ -2072,8 +2200,8 @@ static __global__ __launch_bounds__(SCAN_THREADS, 3) void selective_scan_backwar
                 float du_i = dx[0] * delta + dy_i * skip, ddt_i = dx[0] * v + dexponent[0] * LN_2;
                 size_t to = (clip + __shfl_sync(SCAN_WARP, row, i)) * p.D + at.d;
                 if (i < count && here) {
-                    du[to] = add ? du[to] + du_i : du_i;
-                    ddt[to] = add ? ddt[to] + ddt_i : ddt_i;
+                    du[to] = add ? (float)du[to] + du_i : du_i;
+                    ddt[to] = add ? (float)ddt[to] + ddt_i : ddt_i;
                 }
                 dskip += dy_i * v;
             }
@@ -2101,8 +2229,8 @@ static __global__ __launch_bounds__(SCAN_THREADS, 3) void selective_scan_backwar
 }
 
 // dBt, dCt (rows, lddbc), states n0 .. of N = sums of partial (parts, rows, {dBt, dCt}, 16)
-static __global__ void scan_add_channels_kernel(float *dBt, float *dCt, int lddbc, const float *partial, int parts, size_t rows,
-                                                int n0, int N) {
+static __global__ void scan_add_channels_kernel(floatX *dBt, floatX *dCt, int lddbc, const float *partial, int parts,
+                                                size_t rows, int n0, int N) {
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x, row = i / (2 * SCAN_GROUP);
     int k = (int)(i % (2 * SCAN_GROUP)), n = n0 + k % SCAN_GROUP;
     if (row >= rows || n >= N) return;
@@ -2112,9 +2240,9 @@ static __global__ void scan_add_channels_kernel(float *dBt, float *dCt, int lddb
     (k < SCAN_GROUP ? dBt : dCt)[row * lddbc + n] = sum;
 }
 
-static void selective_scan_backward_cuda(float *du, float *ddt, float *dBt, float *dCt, int lddbc, float *dA_log,
-                                         float *dD_skip, const float *dy, const float *u, const float *dt, const float *Bt,
-                                         const float *Ct, int ldbc, const float *A_log, const float *D_skip,
+static void selective_scan_backward_cuda(floatX *du, floatX *ddt, floatX *dBt, floatX *dCt, int lddbc, float *dA_log,
+                                         float *dD_skip, const floatX *dy, const floatX *u, const floatX *dt, const floatX *Bt,
+                                         const floatX *Ct, int ldbc, const float *A_log, const float *D_skip,
                                          const float *states, int order, int B, int T, int P, int D, int N) {
     if (B == 0 || T * P == 0 || D == 0) return;
     ScanCuda p = {u, dt, dy, Bt, Ct, A_log, D_skip, ldbc, order, T, P, D, N, 0, 0, 0};
@@ -2145,8 +2273,16 @@ static void selective_scan_backward_cuda(float *du, float *ddt, float *dBt, floa
 static void (*const model_trainable_host)(Model *) = model_trainable;  // the names' last use as the CPU's
 static float *(*const malloc_floats_host)(size_t) = malloc_floats;
 
+static void model_trainable_cuda(Model *m) {
+    if (m->grads) return;
+    m->grads = (float *)calloc_check_cuda(m->num_params, sizeof(float));
+    m->adam_m = (float *)calloc_check_cuda(m->num_params, sizeof(float));
+    m->adam_v = (float *)calloc_check_cuda(m->num_params, sizeof(float));
+}
+
 #include "dev/cuda_names.h"
-#define VIVIM_GRAPH
+#undef VIVIM_PART
+#define VIVIM_PART 2
 #include "train_vivim.c"
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -2161,6 +2297,7 @@ static struct {
     AffineNet affine;      // of the host's frozen network; affine_of: which one
     const AffineNet *affine_of;
     float *input, *mask, *first_mask;  // of a batch
+    floatX *images;        // input as the first layer reads it
     size_t pixels, clips;  // for which they have room: B*T*H*W, B*H*W
     float *logits;         // (outputs, H, W) on the host: what the host's model->logits points to
     size_t logits_size;
@@ -2172,11 +2309,32 @@ static float *copy_to_device(const float *from, size_t n) {
     return p;
 }
 
+// to (n) = from (n), rounded
+template <typename F> __global__ static void round_kernel(F *to, const float *from, size_t n) {
+    size_t i = first_of_four(); float v[4];
+    load4(v, from, i, n);
+    store4(to, v, i, n);
+}
+
+static void round_cuda(floatX *to, const float *from, size_t n) {
+    if ((void *)to == (void *)from || n == 0) return;
+    round_kernel<floatX><<<blocks_for(n, 4 * BLOCK), BLOCK, 0, stream_cuda>>>(to, from, n);
+    cudaCheck(cudaGetLastError());
+}
+
+// What the products of matrices read, after the parameters have changed
+static void round_weights_cuda(Model *t) {
+    if (sizeof(floatX) == sizeof(float)) t->weights = (floatX *)(void *)t->params;
+    else if (t->weights == NULL) t->weights = malloc_activations_cuda(t->num_params);
+    round_cuda(t->weights, t->params, t->num_params);
+}
+
 // Weights, buffers and, once both sides have them, Adam's moments
 static void send_cuda(Model *m) {
     Model *t = &twin.model;
     if (twin.of != m) return;
     to_device(t->params, m->params, m->num_params * sizeof(float));
+    round_weights_cuda(t);
     to_device(t->buffers, m->buffers, m->num_buffers * sizeof(float));
     if (m->adam_m) {
         model_trainable(t);
@@ -2210,7 +2368,7 @@ static void twin_init(Model *m) {
     if (t->sublayers == NULL) out_of_memory((double)m->num_sublayers * sizeof(Sublayer));
     memcpy(t->sublayers, m->sublayers, (size_t)m->num_sublayers * sizeof(Sublayer));
     memset(&t->kept, 0, sizeof t->kept); memset(&t->scratch, 0, sizeof t->scratch);
-    t->grads = t->adam_m = t->adam_v = NULL;
+    t->grads = t->adam_m = t->adam_v = NULL, t->weights = NULL;
     t->params = malloc_floats(m->num_params), t->buffers = malloc_floats(max_int(1, (int)m->num_buffers));
     send_cuda(m);
 }
@@ -2220,9 +2378,11 @@ static void plan_cuda(Model *m, int B, int T, int H, int W, int training, int al
     size_t clips = (size_t)B * H * W, outputs = all_frames ? clips * T : clips;
     model_plan(&twin.model, B, T, H, W, training, all_frames, verbose);
     if (twin.pixels < clips * T || twin.clips < clips) {
-        free_check(twin.input), free_check(twin.mask), free_check(twin.first_mask);
+        int same = sizeof(floatX) == sizeof(float);
+        free_check(twin.input), free_check(twin.mask), free_check(twin.first_mask), free_check(same ? NULL : twin.images);
         twin.pixels = clips * T, twin.clips = clips;
         twin.input = malloc_floats(3 * twin.pixels), twin.mask = malloc_floats(clips), twin.first_mask = malloc_floats(clips);
+        twin.images = same ? (floatX *)(void *)twin.input : malloc_activations_cuda(3 * twin.pixels);
     }
     if (twin.logits_size < outputs) {
         free(twin.logits);
@@ -2235,7 +2395,8 @@ static void forward_cuda(Model *m, const float *input) {
     Model *t = &twin.model;
     size_t clips = (size_t)t->B * t->H * t->W;
     to_device(twin.input, input, 3 * clips * t->T * sizeof(float));
-    model_forward(t, twin.input);
+    round_cuda(twin.images, twin.input, 3 * clips * t->T);
+    model_forward(t, twin.images);
     to_host(m->logits, t->logits, (t->all_frames ? clips * t->T : clips) * sizeof(float));
 }
 
@@ -2248,9 +2409,11 @@ static Losses step_cuda(Model *m, const AffineNet *f, const float *input, const 
         twin.affine.net.params = copy_to_device(f->net.params, f->net.num_params);
     }
     to_device(twin.input, input, 3 * clips * t->T * sizeof(float));
+    round_cuda(twin.images, twin.input, 3 * clips * t->T);
     to_device(twin.mask, mask, clips * sizeof(float));
     to_device(twin.first_mask, first_mask, clips * sizeof(float));
-    Losses loss = train_step(t, f ? &twin.affine : NULL, twin.input, twin.mask, twin.first_mask, lr);
+    Losses loss = train_step(t, f ? &twin.affine : NULL, twin.images, twin.mask, twin.first_mask, lr);
+    round_weights_cuda(t);
     m->step = t->step, m->batches_tracked = t->batches_tracked;
     return loss;
 }
@@ -2259,10 +2422,6 @@ static double peak_cuda(void) {
     uint64_t bytes = 0;
     cudaCheck(cudaMemPoolGetAttribute(pool_cuda, cudaMemPoolAttrUsedMemHigh, &bytes));
     return (double)bytes / 1048576.0;
-}
-
-static void measure_cuda(Model *m, int B, int T, int H, int W, int training, int all_frames) {
-    model_measure(m, B, T, H, W, training, all_frames);
 }
 
 static double memory_cuda(void) {
@@ -2276,7 +2435,7 @@ static double memory_cuda(void) {
 int main(int argc, char **argv) {
     device.plan = plan_cuda, device.forward = forward_cuda, device.step = step_cuda;
     device.fetch = fetch_cuda, device.send = send_cuda, device.memory = memory_cuda;
-    device.peak = peak_cuda, device.measure = measure_cuda;
+    device.peak = peak_cuda, device.measure = model_measure;
     return train_vivim(argc, argv);
 }
 #endif

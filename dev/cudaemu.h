@@ -17,7 +17,7 @@ What else it finds:
       exited or foreign lanes in a shuffle; deadlock;
       invalid launches, too much shared memory
 
-Not emulated: time, streams that overlap, textures, tensor cores, inline PTX, half types, cooperative groups, cub. __CUDACC__ is
+Not emulated: time, streams that overlap, textures, tensor cores, inline PTX, __half, cooperative groups, cub. __CUDACC__ is
 not defined: what is declared __host__ __device__ under it is a plain function here.
 
 Sections: 1 language | 2 memory | 3 fibers | 4 blocks, warps, barriers | 5 launches | 6 device functions | 7 runtime | 8 cuBLAS
@@ -72,13 +72,38 @@ struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(16) double2 { double x, y; };
 struct alignas(8) int2 { int x, y; };
 struct alignas(16) int4 { int x, y, z, w; };
+struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
+static inline uint2 make_uint2(unsigned x, unsigned y) { return uint2{ x, y }; }
+static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return uint4{ x, y, z, w }; }
 static inline float2 make_float2(float x, float y) { return float2{ x, y }; }
 static inline float3 make_float3(float x, float y, float z) { return float3{ x, y, z }; }
 static inline float4 make_float4(float x, float y, float z, float w) { return float4{ x, y, z, w }; }
 static inline double2 make_double2(double x, double y) { return double2{ x, y }; }
 static inline int2 make_int2(int x, int y) { return int2{ x, y }; }
 static inline int4 make_int4(int x, int y, int z, int w) { return int4{ x, y, z, w }; }
+
+// bfloat16: the upper half of a float, rounded to nearest, ties to even; a NaN stays one
+struct __nv_bfloat16 {
+    unsigned short bits;
+    __nv_bfloat16() = default;
+    __nv_bfloat16(float x) {
+        unsigned u;
+        memcpy(&u, &x, 4);
+        bits = (unsigned short)(x != x ? 0x7FFF : (u + 0x7FFF + (u >> 16 & 1)) >> 16);
+    }
+    operator float() const {
+        unsigned u = (unsigned)bits << 16;
+        float x;
+        memcpy(&x, &u, 4);
+        return x;
+    }
+};
+static inline __nv_bfloat16 __float2bfloat16(float x) { return __nv_bfloat16(x); }
+static inline float __bfloat162float(__nv_bfloat16 x) { return (float)x; }
+static inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 x) { return x.bits; }
+static inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short bits) { __nv_bfloat16 x; x.bits = bits; return x; }
+
 static uint3 threadIdx, blockIdx;
 static dim3 blockDim, gridDim;
 static const int warpSize = 32;
@@ -516,7 +541,8 @@ enum cudaMemcpyKind { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDe
 enum cudaMemoryType { cudaMemoryTypeUnregistered, cudaMemoryTypeHost, cudaMemoryTypeDevice, cudaMemoryTypeManaged };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaFuncAttributePreferredSharedMemoryCarveout = 9 };
 enum cudaDeviceAttr {
-    cudaDevAttrMaxThreadsPerBlock = 1, cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMaxThreadsPerMultiProcessor = 39,
+    cudaDevAttrMaxThreadsPerBlock = 1, cudaDevAttrClockRate = 13, cudaDevAttrMultiProcessorCount = 16,
+    cudaDevAttrL2CacheSize = 38, cudaDevAttrMaxThreadsPerMultiProcessor = 39,
     cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor = 76, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
     cudaDevAttrMemoryPoolsSupported = 115
 };
@@ -681,11 +707,14 @@ static inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t a, cudaEve
 static inline cudaError_t cudaEventDestroy(cudaEvent_t event) { delete event; return cudaSuccess; }
 
 // ------------------------------------------------------------------------------------------------------------------
-// 8. cuBLAS: column-major matrix products by loops. Sums of 32 products in float, of those in double.
+// 8. cuBLAS and cuBLASLt: column-major matrix products by loops. Sums of 32 products in float, of those in double.
 
-enum cublasStatus_t { CUBLAS_STATUS_SUCCESS = 0 };
+enum cublasStatus_t { CUBLAS_STATUS_SUCCESS = 0, CUBLAS_STATUS_NOT_SUPPORTED = 15 };
 enum cublasOperation_t { CUBLAS_OP_N, CUBLAS_OP_T };
 enum cublasMath_t { CUBLAS_DEFAULT_MATH, CUBLAS_PEDANTIC_MATH, CUBLAS_TF32_TENSOR_OP_MATH };
+enum cublasComputeType_t { CUBLAS_COMPUTE_32F = 68, CUBLAS_COMPUTE_32F_FAST_TF32 = 77 };
+enum cublasGemmAlgo_t { CUBLAS_GEMM_DEFAULT = -1 };
+enum cudaDataType_t { CUDA_R_32F = 0, CUDA_R_16BF = 14 };
 typedef void *cublasHandle_t;
 static inline const char *cublasGetStatusString(cublasStatus_t) { return "CUBLAS_STATUS_SUCCESS"; }
 static inline cublasStatus_t cublasCreate(cublasHandle_t *handle) { *handle = nullptr; return CUBLAS_STATUS_SUCCESS; }
@@ -694,65 +723,152 @@ static inline cublasStatus_t cublasSetStream(cublasHandle_t, cudaStream_t) { ret
 static inline cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) { return CUBLAS_STATUS_SUCCESS; }
 static inline cublasStatus_t cublasSetWorkspace(cublasHandle_t, void *, size_t) { return CUBLAS_STATUS_SUCCESS; }
 
+struct EmuMatrix { const void *data; cudaDataType_t type; int rows, columns, ld; };
+
+static inline size_t emu_size(cudaDataType_t type) { return type == CUDA_R_32F ? 4 : 2; }
+__attribute__((no_sanitize("address", "undefined"))) static float emu_read(const void *a, cudaDataType_t type, size_t i) {
+    return type == CUDA_R_32F ? ((const float *)a)[i] : (float)((const __nv_bfloat16 *)a)[i];
+}
+
 // The loops below run without address sanitizer, for speed: what they will touch is looked at first, column by column
-static inline void emu_check_matrix(const char *name, const float *a, int rows, int columns, int ld) {
-    const void *bad = ld < rows || rows < 0 || columns < 0 ? a : nullptr;
-    for (int j = 0; j < columns && !bad; j++) {
-        if (!emu::device.holds(a) && !emu::managed.holds(a)) bad = a;
+static inline void emu_check_matrix(const char *name, EmuMatrix a) {
+    const void *bad = a.ld < a.rows || a.rows < 0 || a.columns < 0 ? a.data : nullptr;
+    for (int j = 0; j < a.columns && !bad; j++) {
+        if (!emu::device.holds(a.data) && !emu::managed.holds(a.data)) bad = a.data;
 #if EMU_ASAN
-        else bad = __asan_region_is_poisoned((void *)(a + (size_t)j * (size_t)ld), (size_t)rows * sizeof(float));
+        else bad = __asan_region_is_poisoned((char *)a.data + (size_t)j * (size_t)a.ld * emu_size(a.type),
+                                             (size_t)a.rows * emu_size(a.type));
 #endif
     }
     if (!bad) return;
-    fprintf(stderr, "[cudaemu] cublasSgemm: %s (%d x %d, leading dimension %d) is not, or not all, in device memory\n",
-            name, rows, columns, ld);
+    fprintf(stderr, "[cudaemu] cuBLAS: %s (%d x %d, leading dimension %d) is not, or not all, in device memory\n",
+            name, a.rows, a.columns, a.ld);
     abort();
 }
 
-// c (m) = alpha * A (m,k, its columns one after the other) b (k, elements `step` apart) + beta c
+// sum (m) = A (m,k, its columns one after the other) b (k)
 __attribute__((optimize("O3"), no_sanitize("address", "undefined")))
-static void emu_column(float *c, double *sum, float *partial, const float *A, const float *b, size_t step, int m, int k,
-                       float alpha, float beta) {
+static void emu_column(double *sum, float *partial, const float *A, const float *b, int m, int k) {
     for (int i = 0; i < m; i++) sum[i] = 0;
     for (int l = 0; l < k; l += 32) {
         for (int i = 0; i < m; i++) partial[i] = 0;
         for (int h = l; h < std::min(k, l + 32); h++) {
-            const float *a = A + (size_t)h * (size_t)m, factor = b[(size_t)h * step];
+            const float *a = A + (size_t)h * (size_t)m, factor = b[h];
             for (int i = 0; i < m; i++) partial[i] += a[i] * factor;
         }
         for (int i = 0; i < m; i++) sum[i] += (double)partial[i];
     }
-    for (int i = 0; i < m; i++) c[i] = alpha * (float)sum[i] + (beta == 0.0f ? 0.0f : beta * c[i]);
 }
 
-static inline cublasStatus_t cublasSgemmStridedBatched(cublasHandle_t, cublasOperation_t transA, cublasOperation_t transB,
-        int m, int n, int k, const float *alpha, const float *A, int lda, long long strideA, const float *B, int ldb,
-        long long strideB, const float *beta, float *C, int ldc, long long strideC, int batch) {
-    std::vector<float> packed((size_t)m * (size_t)k), partial((size_t)m);
+// C (m,n) = alpha op(A) op(B) + beta C + bias (m) in every column
+__attribute__((optimize("O2"), no_sanitize("address", "undefined")))
+static void emu_product(bool transA, bool transB, int m, int n, int k, float alpha, const void *A, cudaDataType_t typeA,
+                        int lda, const void *B, cudaDataType_t typeB, int ldb, float beta, void *C, cudaDataType_t typeC,
+                        int ldc, const void *bias) {
+    std::vector<float> packed((size_t)m * (size_t)k), partial((size_t)m), b((size_t)k);
     std::vector<double> sum((size_t)m);
     emu::enter();
-    for (int q = 0; q < batch; q++) {
-        const float *a = A + q * strideA, *b = B + q * strideB;
-        float *c = C + q * strideC;
-        emu_check_matrix("A", a, transA ? k : m, transA ? m : k, lda);
-        emu_check_matrix("B", b, transB ? n : k, transB ? k : n, ldb);
-        emu_check_matrix("C", c, m, n, ldc);
-        for (int l = 0; l < k; l++) for (int i = 0; i < m; i++) {
-            size_t row = (size_t)(transA ? l : i), column = (size_t)(transA ? i : l);
-            packed[(size_t)l * (size_t)m + (size_t)i] = a[column * (size_t)lda + row];
+    emu_check_matrix("A", { A, typeA, transA ? k : m, transA ? m : k, lda });
+    emu_check_matrix("B", { B, typeB, transB ? n : k, transB ? k : n, ldb });
+    emu_check_matrix("C", { C, typeC, m, n, ldc });
+    if (bias) emu_check_matrix("bias", { bias, typeC, m, 1, m });
+    for (int l = 0; l < k; l++) for (int i = 0; i < m; i++) {
+        size_t row = (size_t)(transA ? l : i), column = (size_t)(transA ? i : l);
+        packed[(size_t)l * (size_t)m + (size_t)i] = emu_read(A, typeA, column * (size_t)lda + row);
+    }
+    for (int j = 0; j < n; j++) {
+        for (int l = 0; l < k; l++) {
+            b[(size_t)l] = emu_read(B, typeB, (size_t)(transB ? l : j) * (size_t)ldb + (size_t)(transB ? j : l));
         }
-        for (int j = 0; j < n; j++) {
-            const float *b_j = b + (size_t)j * (transB ? 1 : (size_t)ldb);
-            emu_column(c + (size_t)j * (size_t)ldc, sum.data(), partial.data(), packed.data(), b_j, transB ? (size_t)ldb : 1,
-                       m, k, *alpha, *beta);
+        emu_column(sum.data(), partial.data(), packed.data(), b.data(), m, k);
+        for (int i = 0; i < m; i++) {
+            size_t at = (size_t)j * (size_t)ldc + (size_t)i;
+            float x = alpha * (float)sum[(size_t)i] + (beta == 0.0f ? 0.0f : beta * emu_read(C, typeC, at));
+            if (bias) x += emu_read(bias, typeC, (size_t)i);
+            if (typeC == CUDA_R_32F) ((float *)C)[at] = x;
+            else ((__nv_bfloat16 *)C)[at] = __nv_bfloat16(x);
         }
     }
     emu::leave(true);
+}
+
+static inline cublasStatus_t cublasGemmEx(cublasHandle_t, cublasOperation_t transA, cublasOperation_t transB, int m, int n,
+        int k, const void *alpha, const void *A, cudaDataType_t typeA, int lda, const void *B, cudaDataType_t typeB, int ldb,
+        const void *beta, void *C, cudaDataType_t typeC, int ldc, cublasComputeType_t, cublasGemmAlgo_t) {
+    if (typeA != typeB) return CUBLAS_STATUS_NOT_SUPPORTED;
+    emu_product(transA, transB, m, n, k, *(const float *)alpha, A, typeA, lda, B, typeB, ldb, *(const float *)beta, C, typeC,
+                ldc, nullptr);
     return CUBLAS_STATUS_SUCCESS;
 }
-static inline cublasStatus_t cublasSgemm(cublasHandle_t handle, cublasOperation_t transA, cublasOperation_t transB,
-        int m, int n, int k, const float *alpha, const float *A, int lda, const float *B, int ldb, const float *beta, float *C,
-        int ldc) {
-    return cublasSgemmStridedBatched(handle, transA, transB, m, n, k, alpha, A, lda, 0, B, ldb, 0, beta, C, ldc, 0, 1);
+
+// ---- cuBLASLt, as far as a product with a bias needs it
+enum cublasLtEpilogue_t { CUBLASLT_EPILOGUE_DEFAULT = 1, CUBLASLT_EPILOGUE_BIAS = 4 };
+enum cublasLtMatmulDescAttributes_t { CUBLASLT_MATMUL_DESC_TRANSA = 3, CUBLASLT_MATMUL_DESC_TRANSB = 4,
+                                      CUBLASLT_MATMUL_DESC_EPILOGUE = 7, CUBLASLT_MATMUL_DESC_BIAS_POINTER = 8 };
+enum cublasLtMatmulPreferenceAttributes_t { CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES = 1,
+    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES = 5, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES = 6,
+    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES = 7, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES = 8 };
+struct EmuProduct { cublasOperation_t transA, transB; cublasLtEpilogue_t epilogue; const void *bias; };
+struct EmuPreference { uint32_t aligned[4]; };
+typedef void *cublasLtHandle_t;
+typedef EmuProduct *cublasLtMatmulDesc_t;
+typedef EmuMatrix *cublasLtMatrixLayout_t;
+typedef EmuPreference *cublasLtMatmulPreference_t;
+struct cublasLtMatmulAlgo_t { int chosen; };   // 1 + the operations it was chosen for
+struct cublasLtMatmulHeuristicResult_t { cublasLtMatmulAlgo_t algo; };
+
+static inline cublasStatus_t cublasLtCreate(cublasLtHandle_t *handle) { *handle = nullptr; return CUBLAS_STATUS_SUCCESS; }
+static inline cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *p, cublasComputeType_t, cudaDataType_t) {
+    *p = new EmuProduct{ CUBLAS_OP_N, CUBLAS_OP_N, CUBLASLT_EPILOGUE_DEFAULT, nullptr };
+    return CUBLAS_STATUS_SUCCESS;
+}
+static inline cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t p, cublasLtMatmulDescAttributes_t what,
+                                                            const void *value, size_t) {
+    if (what == CUBLASLT_MATMUL_DESC_TRANSA) memcpy(&p->transA, value, sizeof p->transA);
+    if (what == CUBLASLT_MATMUL_DESC_TRANSB) memcpy(&p->transB, value, sizeof p->transB);
+    if (what == CUBLASLT_MATMUL_DESC_EPILOGUE) memcpy(&p->epilogue, value, sizeof p->epilogue);
+    if (what == CUBLASLT_MATMUL_DESC_BIAS_POINTER) memcpy(&p->bias, value, sizeof p->bias);
+    return CUBLAS_STATUS_SUCCESS;
+}
+static inline cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t p) { delete p; return CUBLAS_STATUS_SUCCESS; }
+static inline cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *a, cudaDataType_t type, uint64_t rows,
+                                                        uint64_t columns, int64_t ld) {
+    *a = new EmuMatrix{ nullptr, type, (int)rows, (int)columns, (int)ld };
+    return CUBLAS_STATUS_SUCCESS;
+}
+static inline cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t a) { delete a; return CUBLAS_STATUS_SUCCESS; }
+static inline cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *wish) {
+    *wish = new EmuPreference{ { 256, 256, 256, 256 } };
+    return CUBLAS_STATUS_SUCCESS;
+}
+static inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t wish,
+        cublasLtMatmulPreferenceAttributes_t what, const void *value, size_t) {
+    if (what >= 5) memcpy(&wish->aligned[what - 5], value, sizeof wish->aligned[0]);
+    return CUBLAS_STATUS_SUCCESS;
+}
+static inline cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t wish) {
+    delete wish;
+    return CUBLAS_STATUS_SUCCESS;
+}
+static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t p, cublasLtMatrixLayout_t,
+        cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatmulPreference_t wish, int,
+        cublasLtMatmulHeuristicResult_t *result, int *results) {
+    *results = 1;
+    for (int i = 0; i < 4; i++) if (wish->aligned[i] > 16) *results = 0;  // what the caller's pointers may not keep
+    result->algo.chosen = 1 + p->transA + 2 * p->transB;
+    return *results ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
+}
+static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t p, const void *alpha, const void *A,
+        cublasLtMatrixLayout_t a, const void *B, cublasLtMatrixLayout_t b, const void *beta, const void *C,
+        cublasLtMatrixLayout_t c, void *D, cublasLtMatrixLayout_t, const cublasLtMatmulAlgo_t *algo, void *, size_t,
+        cudaStream_t) {
+    int k = p->transA ? a->rows : a->columns;
+    bool fits = (p->transA ? a->columns : a->rows) == c->rows && (p->transB ? b->rows : b->columns) == c->columns
+             && (p->transB ? b->columns : b->rows) == k && a->type == b->type && C == D
+             && algo->chosen == 1 + p->transA + 2 * p->transB;
+    if (!fits || ((uintptr_t)A | (uintptr_t)B | (uintptr_t)D | (uintptr_t)p->bias) % 16) return CUBLAS_STATUS_NOT_SUPPORTED;
+    emu_product(p->transA, p->transB, c->rows, c->columns, k, *(const float *)alpha, A, a->type, a->ld, B, b->type, b->ld,
+                *(const float *)beta, D, c->type, c->ld, p->epilogue == CUBLASLT_EPILOGUE_BIAS ? p->bias : nullptr);
+    return CUBLAS_STATUS_SUCCESS;
 }
 #endif

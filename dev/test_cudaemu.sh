@@ -39,7 +39,7 @@ exposed() {  # case: in one schedule at least the result is wrong
     verdict "$1: exposed" $bad
 }
 
-for name in twice row_sums warp_sums managed much_shared sgemm; do right $name; done
+for name in twice row_sums warp_sums managed much_shared gemm; do right $name; done
 exposed missing_barrier
 exposed unwritten
 exposed shared_unwritten
@@ -61,7 +61,7 @@ reported empty_grid "invalid launch"
 reported too_much_shared "invalid launch"
 reported copy_kind "its kind does not fit"
 reported free_twice "or twice"
-reported sgemm_past "cublasSgemm: C"
+reported gemm_past "cuBLAS: C"
 
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]
