@@ -1795,6 +1795,10 @@ static void model_trainable(Model *m) {
 #endif
 #if VIVIM_PART != 1  // the graph: from here to the end of section 13 nothing but operations touches a tensor
 
+#ifndef DECODED_AT_ONCE
+#define DECODED_AT_ONCE 1  // frames: of one, the decoder's map may stay in a CPU's cache
+#endif
+
 // Every sublayer's F below has the same shape: forward(m, st, s, out, inp), backward(m, st, s, dinp, dout, inp), all (rows,
 // C) with rows = B*T*P, inp the layer norm's output. It takes all its memory first; the planning pass ends there.
 // And it resets scratch.used at once, though it goes on using the memory: nobody else takes any before it returns.
@@ -2092,7 +2096,8 @@ static void decoder_forward(Model *m) {
     for (int i = 0; i < 4; i++) *of_channels[i] = kept_floats(m, (size_t)E);
     m->low = kept_floats(m, (size_t)outputs * P);
     m->logits = kept_floats(m, (size_t)outputs * m->H * m->W);
-    m->map = kept(m, m->training ? frames * frame : frame);  // evaluation decodes one frame at a time
+    int some = m->training ? frames : m->all_frames ? min_int(frames, DECODED_AT_ONCE) : 1;  // that are decoded at a time
+    m->map = kept(m, some * frame);
     if (!m->planning) decoder_fold(m);
     if (m->training) decoder_map(m, m->map, 0, frames);
     // statistics of all frames, though only target frames are supervised; bn_rstd: the variance, until the next line
@@ -2102,12 +2107,13 @@ static void decoder_forward(Model *m) {
     if (!m->planning)
         batchnorm_vectors(m->bn_mean, m->bn_rstd, m->bn_scale, m->bn_shift, m->buffers + m->running_mean,
                           m->buffers + m->running_var, gamma, beta, (size_t)ranks * rows, E, m->training);
-    for (int j = 0; j < outputs; j++) {
+    for (int j = 0, n; j < outputs; j += n) {
         int f = logits_frame(m, j);
-        if (!m->training) decoder_map(m, m->map, f, 1);
+        n = m->all_frames ? min_int(some, outputs - j) : 1;
+        if (!m->training) decoder_map(m, m->map, f, n);
         if (m->planning) continue;
         head_forward(m->low + (size_t)j * P, m->map + (m->training ? f * frame : 0), m->bn_scale, m->bn_shift,
-                     m->params + m->out_weight, m->params + m->out_bias, P, E, key, before + f * frame,
+                     m->params + m->out_weight, m->params + m->out_bias, n * P, E, key, before + f * frame,
                      m->training ? m->dropout : 0.0f);
     }
     if (!m->planning) bilinear_forward(m->logits, m->low, outputs, m->stages[0].H, m->stages[0].W, m->H, m->W, 1, 0);

@@ -2281,6 +2281,7 @@ static void model_trainable_cuda(Model *m) {
 }
 
 #include "dev/cuda_names.h"
+#define DECODED_AT_ONCE 16  // frames: larger kernels, and their maps, 12 MB each for b3 at 256 x 256, are still near the L2
 #undef VIVIM_PART
 #define VIVIM_PART 2
 #include "train_vivim.c"
@@ -2299,6 +2300,8 @@ static struct {
     float *input, *mask, *first_mask;  // of a batch
     floatX *images;        // input as the first layer reads it
     size_t pixels, clips;  // for which they have room: B*T*H*W, B*H*W
+    cudaGraphExec_t replay;  // the forward pass as planned, recorded; passes: done since the plan
+    int passes;
     float *logits;         // (outputs, H, W) on the host: what the host's model->logits points to
     size_t logits_size;
 } twin;
@@ -2375,6 +2378,11 @@ static void twin_init(Model *m) {
 
 static void plan_cuda(Model *m, int B, int T, int H, int W, int training, int all_frames, int verbose) {
     if (twin.of != m) twin_init(m);
+    if (twin.replay) {
+        settle_cuda();
+        cudaCheck(cudaGraphExecDestroy(twin.replay));
+    }
+    twin.replay = NULL, twin.passes = 0;
     size_t clips = (size_t)B * H * W, outputs = all_frames ? clips * T : clips;
     model_plan(&twin.model, B, T, H, W, training, all_frames, verbose);
     if (twin.pixels < clips * T || twin.clips < clips) {
@@ -2391,12 +2399,31 @@ static void plan_cuda(Model *m, int B, int T, int H, int W, int training, int al
     m->logits = twin.logits;
 }
 
+// A forward pass of one clip is hundreds of kernels of microseconds each, about as long as it takes to launch them. In
+// evaluation nothing depends on the call, so the second pass after a plan is recorded, and replayed from then on as one launch.
+// The first is done as it is: then cuBLAS chooses its kernels and loads them, which must not happen while a stream is recorded.
+static void forward_replayed(Model *t) {
+    if (twin.replay == NULL && (t->training || twin.passes++ == 0)) {
+        model_forward(t, twin.images);
+        return;
+    }
+    if (twin.replay == NULL) {
+        cudaGraph_t graph;
+        cudaCheck(cudaStreamBeginCapture(stream_cuda, cudaStreamCaptureModeThreadLocal));
+        model_forward(t, twin.images);
+        cudaCheck(cudaStreamEndCapture(stream_cuda, &graph));
+        cudaCheck(cudaGraphInstantiate(&twin.replay, graph, 0));
+        cudaCheck(cudaGraphDestroy(graph));
+    }
+    cudaCheck(cudaGraphLaunch(twin.replay, stream_cuda));
+}
+
 static void forward_cuda(Model *m, const float *input) {
     Model *t = &twin.model;
     size_t clips = (size_t)t->B * t->H * t->W;
     to_device(twin.input, input, 3 * clips * t->T * sizeof(float));
     round_cuda(twin.images, twin.input, 3 * clips * t->T);
-    model_forward(t, twin.images);
+    forward_replayed(t);
     to_host(m->logits, t->logits, (t->all_frames ? clips * t->T : clips) * sizeof(float));
 }
 

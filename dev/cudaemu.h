@@ -425,12 +425,22 @@ template <class T> static inline void fresh(T &shared) {
 
 template <class T> struct Same { typedef T type; };    // arguments are converted to the kernel's types, as in a call
 
+// What a stream is told while it is captured is not done but kept, to be done whenever the graph is launched. Memory that is
+// taken meanwhile is the graph's until it is destroyed.
+struct Graph { std::vector<std::function<void()>> work; std::vector<void *> memory; };
+static Graph *capturing;
+
 struct Launch {
     dim3 grid, block;
     size_t shared;
     Launch(dim3 grid_, dim3 block_, size_t shared_ = 0, void * = nullptr) : grid(grid_), block(block_), shared(shared_) {}
 
     template <class... P> void operator()(void (*kernel)(P...), typename Same<P>::type... args) {
+        if (capturing) {
+            Launch launch = *this;
+            capturing->work.push_back([=]() mutable { launch(kernel, args...); });
+            return;
+        }
         size_t blocks = (size_t)grid.x * grid.y * grid.z, limit = SHARED_LIMIT;
         if (shared_limit.count((void *)kernel)) limit = (size_t)shared_limit[(void *)kernel];
         size_t size = (size_t)block.x * block.y * block.z;
@@ -617,11 +627,20 @@ static inline cudaError_t emu_allocate(emu::Heap *heap, void **p, size_t bytes) 
 template <class T> static inline cudaError_t cudaMalloc(T **p, size_t bytes) {
     return emu_allocate(&emu::device, (void **)p, bytes);
 }
-template <class T> static inline cudaError_t cudaMallocAsync(T **p, size_t bytes, cudaStream_t) { return cudaMalloc(p, bytes); }
+template <class T> static inline cudaError_t cudaMallocAsync(T **p, size_t bytes, cudaStream_t) {
+    cudaError_t error = cudaMalloc(p, bytes);
+    void *memory = *p;
+    if (emu::capturing && error == cudaSuccess) {
+        emu::capturing->memory.push_back(memory);
+        emu::capturing->work.push_back([=] { emu::enter(); memset(memory, 0xFF, bytes); emu::leave(true); });
+    }
+    return error;
+}
 template <class T> static inline cudaError_t cudaMallocManaged(T **p, size_t bytes, unsigned = cudaMemAttachGlobal) {
     return emu_allocate(&emu::managed, (void **)p, bytes);
 }
 static inline cudaError_t cudaFreeAsync(void *p, cudaStream_t) {
+    if (emu::capturing) return cudaSuccess;
     if (p && !emu::device.give_back(p) && !emu::managed.give_back(p)) {
         fprintf(stderr, "[cudaemu] cudaFree of what cudaMalloc did not return, or twice\n");
         abort();
@@ -640,6 +659,19 @@ static inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes *a, con
             : emu::managed.holds(p) ? cudaMemoryTypeManaged : cudaMemoryTypeUnregistered;
     return cudaSuccess;
 }
+#if EMU_ASAN
+// A program that marks its own memory does so in the order of its work: with a graph, when that is launched
+static inline void emu_mark(const volatile void *p, size_t bytes, bool poison) {
+    if (emu::capturing) emu::capturing->work.push_back([=] { emu_mark(p, bytes, poison); });
+    else if (poison) __asan_poison_memory_region(p, bytes);
+    else __asan_unpoison_memory_region(p, bytes);
+}
+#undef ASAN_POISON_MEMORY_REGION
+#undef ASAN_UNPOISON_MEMORY_REGION
+#define ASAN_POISON_MEMORY_REGION(p, bytes) emu_mark(p, bytes, true)
+#define ASAN_UNPOISON_MEMORY_REGION(p, bytes) emu_mark(p, bytes, false)
+#endif
+
 // One pool, whose attributes are numbers of 64 bits; the most that was used is not counted: what is used now stands for it.
 typedef int cudaMemPool_t;
 enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4, cudaMemPoolAttrUsedMemHigh = 8 };
@@ -671,6 +703,10 @@ static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t byt
         fprintf(stderr, "[cudaemu] cudaMemcpy: its kind does not fit the pointers\n");
         abort();
     }
+    if (emu::capturing) {
+        emu::capturing->work.push_back([=] { cudaMemcpyAsync(to, from, bytes, kind); });
+        return cudaSuccess;
+    }
     emu::enter();
     memmove(to, from, bytes);
     emu::leave(true);
@@ -681,6 +717,10 @@ static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, c
     return cudaDeviceSynchronize();
 }
 static inline cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t = nullptr) {
+    if (emu::capturing) {
+        emu::capturing->work.push_back([=] { cudaMemsetAsync(p, value, bytes); });
+        return cudaSuccess;
+    }
     emu::enter();
     memset(p, value, bytes);
     emu::leave(true);
@@ -689,6 +729,33 @@ static inline cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cuda
 static inline cudaError_t cudaMemset(void *p, int value, size_t bytes) { return cudaMemsetAsync(p, value, bytes); }
 template <class T> static inline cudaError_t cudaMemcpyToSymbol(T &symbol, const void *from, size_t bytes) {
     memcpy((void *)&symbol, from, bytes);
+    return cudaSuccess;
+}
+
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
+typedef emu::Graph *cudaGraph_t;
+typedef emu::Graph *cudaGraphExec_t;
+static inline cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
+    emu::capturing = new emu::Graph;
+    return cudaSuccess;
+}
+static inline cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *graph) {
+    *graph = emu::capturing;
+    emu::capturing = nullptr;
+    return cudaSuccess;
+}
+static inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long) {
+    *exec = new emu::Graph(*graph);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) { delete graph; return cudaSuccess; }
+static inline cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
+    for (auto &work : exec->work) work();
+    return cudaSuccess;
+}
+static inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+    for (void *p : exec->memory) cudaFreeAsync(p, nullptr);
+    delete exec;
     return cudaSuccess;
 }
 
@@ -765,6 +832,12 @@ __attribute__((optimize("O2"), no_sanitize("address", "undefined")))
 static void emu_product(bool transA, bool transB, int m, int n, int k, float alpha, const void *A, cudaDataType_t typeA,
                         int lda, const void *B, cudaDataType_t typeB, int ldb, float beta, void *C, cudaDataType_t typeC,
                         int ldc, const void *bias) {
+    if (emu::capturing) {
+        emu::capturing->work.push_back([=] {
+            emu_product(transA, transB, m, n, k, alpha, A, typeA, lda, B, typeB, ldb, beta, C, typeC, ldc, bias);
+        });
+        return;
+    }
     std::vector<float> packed((size_t)m * (size_t)k), partial((size_t)m), b((size_t)k);
     std::vector<double> sum((size_t)m);
     emu::enter();
