@@ -2297,8 +2297,8 @@ static struct {
     Model model;           // the twin
     AffineNet affine;      // of the host's frozen network; affine_of: which one
     const AffineNet *affine_of;
-    float *input, *mask, *first_mask;  // of a batch
-    floatX *images;        // input as the first layer reads it
+    floatX *images, *staging;  // a batch's input: on the device; on the host, in memory that the device copies from fastest
+    float *mask, *first_mask;
     size_t pixels, clips;  // for which they have room: B*T*H*W, B*H*W
     cudaGraphExec_t replay;  // the forward pass as planned, recorded; passes: done since the plan
     int passes;
@@ -2386,17 +2386,26 @@ static void plan_cuda(Model *m, int B, int T, int H, int W, int training, int al
     size_t clips = (size_t)B * H * W, outputs = all_frames ? clips * T : clips;
     model_plan(&twin.model, B, T, H, W, training, all_frames, verbose);
     if (twin.pixels < clips * T || twin.clips < clips) {
-        int same = sizeof(floatX) == sizeof(float);
-        free_check(twin.input), free_check(twin.mask), free_check(twin.first_mask), free_check(same ? NULL : twin.images);
+        free_check(twin.images), free_check(twin.mask), free_check(twin.first_mask);
+        settle_cuda();
+        cudaCheck(cudaFreeHost(twin.staging));
         twin.pixels = clips * T, twin.clips = clips;
-        twin.input = malloc_floats(3 * twin.pixels), twin.mask = malloc_floats(clips), twin.first_mask = malloc_floats(clips);
-        twin.images = same ? (floatX *)(void *)twin.input : malloc_activations_cuda(3 * twin.pixels);
+        twin.images = malloc_activations_cuda(3 * twin.pixels);
+        twin.mask = malloc_floats(clips), twin.first_mask = malloc_floats(clips);
+        cudaCheck(cudaMallocHost((void **)&twin.staging, 3 * twin.pixels * sizeof(floatX)));
     }
     if (twin.logits_size < outputs) {
         free(twin.logits);
         twin.logits = malloc_floats_host(outputs), twin.logits_size = outputs;
     }
     m->logits = twin.logits;
+}
+
+// n numbers of a batch's input to the device, rounded on the way
+static void send_images(const float *input, size_t n) {
+    #pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < n; i++) twin.staging[i] = input[i];
+    to_device(twin.images, twin.staging, n * sizeof(floatX));
 }
 
 // A forward pass of one clip is hundreds of kernels of microseconds each, about as long as it takes to launch them. In
@@ -2421,8 +2430,7 @@ static void forward_replayed(Model *t) {
 static void forward_cuda(Model *m, const float *input) {
     Model *t = &twin.model;
     size_t clips = (size_t)t->B * t->H * t->W;
-    to_device(twin.input, input, 3 * clips * t->T * sizeof(float));
-    round_cuda(twin.images, twin.input, 3 * clips * t->T);
+    send_images(input, 3 * clips * t->T);
     forward_replayed(t);
     to_host(m->logits, t->logits, (t->all_frames ? clips * t->T : clips) * sizeof(float));
 }
@@ -2435,8 +2443,7 @@ static Losses step_cuda(Model *m, const AffineNet *f, const float *input, const 
         twin.affine = *f, twin.affine_of = f;
         twin.affine.net.params = copy_to_device(f->net.params, f->net.num_params);
     }
-    to_device(twin.input, input, 3 * clips * t->T * sizeof(float));
-    round_cuda(twin.images, twin.input, 3 * clips * t->T);
+    send_images(input, 3 * clips * t->T);
     to_device(twin.mask, mask, clips * sizeof(float));
     to_device(twin.first_mask, first_mask, clips * sizeof(float));
     Losses loss = train_step(t, f ? &twin.affine : NULL, twin.images, twin.mask, twin.first_mask, lr);
@@ -2446,9 +2453,11 @@ static Losses step_cuda(Model *m, const AffineNet *f, const float *input, const 
 }
 
 static double peak_cuda(void) {
-    uint64_t bytes = 0;
+    uint64_t bytes = 0, recorded = 0; int gpu;
+    cudaCheck(cudaGetDevice(&gpu));
     cudaCheck(cudaMemPoolGetAttribute(pool_cuda, cudaMemPoolAttrUsedMemHigh, &bytes));
-    return (double)bytes / 1048576.0;
+    cudaCheck(cudaDeviceGetGraphMemAttribute(gpu, cudaGraphMemAttrUsedMemHigh, &recorded));
+    return (double)(bytes + recorded) / 1048576.0;
 }
 
 static double memory_cuda(void) {

@@ -753,6 +753,11 @@ static inline cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
     for (auto &work : exec->work) work();
     return cudaSuccess;
 }
+enum cudaGraphMemAttributeType { cudaGraphMemAttrUsedMemHigh = 1 };
+static inline cudaError_t cudaDeviceGetGraphMemAttribute(int, cudaGraphMemAttributeType, void *value) {
+    memset(value, 0, sizeof(uint64_t));        // a graph's memory is in the pool here
+    return cudaSuccess;
+}
 static inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
     for (void *p : exec->memory) cudaFreeAsync(p, nullptr);
     delete exec;
