@@ -2625,9 +2625,10 @@ static struct {
     double (*memory)(void);                      // bytes that there are
     double (*peak)(void);                        // MB that were in use at a time so far
     void (*measure)(Model *m, int B, int T, int H, int W, int training, int all_frames);  // model_measure
+    void (*profile)(int begin);                  // times of operations: begin, print; NULL: dev/bench.h finds them
 } device
 #if VIVIM_PART != 1
-    = {model_plan, model_forward, train_step, nothing, nothing, machine_memory, peak_mb, model_measure}
+    = {model_plan, model_forward, train_step, nothing, nothing, machine_memory, peak_mb, model_measure, NULL}
 #endif
     ;
 

@@ -2280,6 +2280,30 @@ static void model_trainable_cuda(Model *m) {
     m->adam_v = (float *)calloc_check_cuda(m->num_params, sizeof(float));
 }
 
+// Times of operations for --bench: a pair of events around each, read when all is done
+typedef struct { const char *name; cudaEvent_t begin, end; } OpTime;
+static struct { int on, count, room; OpTime *all; } op_times;
+
+struct OpTimer {
+    OpTime time;
+    explicit OpTimer(const char *name) {
+        if (!op_times.on) return;
+        time.name = name;
+        cudaCheck(cudaEventCreate(&time.begin)); cudaCheck(cudaEventCreate(&time.end));
+        cudaCheck(cudaEventRecord(time.begin, stream_cuda));
+    }
+    ~OpTimer() {
+        if (!op_times.on) return;
+        cudaCheck(cudaEventRecord(time.end, stream_cuda));
+        if (op_times.count == op_times.room) {
+            op_times.room = 2 * op_times.room + 1024;
+            op_times.all = (OpTime *)realloc(op_times.all, op_times.room * sizeof(OpTime));
+            if (op_times.all == NULL) out_of_memory((double)op_times.room * sizeof(OpTime));
+        }
+        op_times.all[op_times.count++] = time;
+    }
+};
+
 #include "dev/cuda_names.h"
 #define DECODED_AT_ONCE 16  // frames: larger kernels, and their maps, 12 MB each for b3 at 256 x 256, are still near the L2
 #undef VIVIM_PART
@@ -2412,7 +2436,7 @@ static void send_images(const float *input, size_t n) {
 // evaluation nothing depends on the call, so the second pass after a plan is recorded, and replayed from then on as one launch.
 // The first is done as it is: then cuBLAS chooses its kernels and loads them, which must not happen while a stream is recorded.
 static void forward_replayed(Model *t) {
-    if (twin.replay == NULL && (t->training || twin.passes++ == 0)) {
+    if (op_times.on || (twin.replay == NULL && (t->training || twin.passes++ == 0))) {
         model_forward(t, twin.images);
         return;
     }
@@ -2460,6 +2484,32 @@ static double peak_cuda(void) {
     return (double)(bytes + recorded) / 1048576.0;
 }
 
+// begin: from now on operations are timed; else: what they took since, the longest first
+static void profile_cuda(int begin) {
+    struct { const char *name; int calls; double ms; } sums[64];
+    double total = 0.0; int names = 0;
+    op_times.on = begin;
+    if (begin) return;
+    settle_cuda();
+    for (int i = 0; i < op_times.count; i++) {
+        OpTime *t = &op_times.all[i]; float ms; int k = 0;
+        cudaCheck(cudaEventElapsedTime(&ms, t->begin, t->end));
+        cudaCheck(cudaEventDestroy(t->begin)); cudaCheck(cudaEventDestroy(t->end));
+        while (k < names && strcmp(sums[k].name, t->name) != 0) k++;
+        if (k == 64) continue;
+        if (k == names) sums[names].name = t->name, sums[names].calls = 0, sums[names++].ms = 0.0;
+        sums[k].calls++, sums[k].ms += ms, total += ms;
+    }
+    op_times.count = 0;
+    for (int n = 0; n < names; n++) {
+        int most = 0;
+        for (int k = 1; k < names; k++) if (sums[k].ms > sums[most].ms) most = k;
+        printf("  %-36s %5d calls %9.3f ms %5.1f %%\n", sums[most].name, sums[most].calls, sums[most].ms,
+               100.0 * sums[most].ms / total);
+        sums[most].ms = -1.0;
+    }
+}
+
 static double memory_cuda(void) {
     size_t available = 0, all = 0;
     start_cuda();
@@ -2471,7 +2521,7 @@ static double memory_cuda(void) {
 int main(int argc, char **argv) {
     device.plan = plan_cuda, device.forward = forward_cuda, device.step = step_cuda;
     device.fetch = fetch_cuda, device.send = send_cuda, device.memory = memory_cuda;
-    device.peak = peak_cuda, device.measure = model_measure;
+    device.peak = peak_cuda, device.measure = model_measure, device.profile = profile_cuda;
     return train_vivim(argc, argv);
 }
 #endif

@@ -3,7 +3,8 @@
 #ifndef VIVIM_CUDA_NAMES_H
 #define VIVIM_CUDA_NAMES_H
 
-#define CUDA_OP(op, ...) op(__VA_ARGS__)  // tests put something around it
+// Around each operation a timer that --bench turns on; tests put something else there.
+#define CUDA_OP(op, ...) [&] { OpTimer timer(#op); return op(__VA_ARGS__); }()
 
 #define matmul(...) CUDA_OP(matmul_cuda, __VA_ARGS__)
 #define matmul_forward(...) CUDA_OP(matmul_forward_cuda, __VA_ARGS__)
@@ -26,7 +27,7 @@
 #define conv1d_silu_backward(...) CUDA_OP(conv1d_silu_backward_cuda, __VA_ARGS__)
 #define selective_scan_forward(...) CUDA_OP(selective_scan_forward_cuda, __VA_ARGS__)
 #define selective_scan_backward(...) CUDA_OP(selective_scan_backward_cuda, __VA_ARGS__)
-#define selective_scan_states(...) CUDA_OP(selective_scan_states_cuda, __VA_ARGS__)
+#define selective_scan_states(...) selective_scan_states_cuda(__VA_ARGS__)
 #define softplus_forward(...) CUDA_OP(softplus_forward_cuda, __VA_ARGS__)
 #define softplus_backward(...) CUDA_OP(softplus_backward_cuda, __VA_ARGS__)
 #define gate_forward(...) CUDA_OP(gate_forward_cuda, __VA_ARGS__)
@@ -53,13 +54,13 @@
 #define all_finite(...) CUDA_OP(all_finite_cuda, __VA_ARGS__)
 #define sum_over_ranks(...) CUDA_OP(sum_over_ranks_cuda, __VA_ARGS__)
 #define adam_update(...) CUDA_OP(adam_update_cuda, __VA_ARGS__)
-#define zero_floats(...) CUDA_OP(zero_floats_cuda, __VA_ARGS__)
-#define malloc_check(...) CUDA_OP(malloc_check_cuda, __VA_ARGS__)
-#define calloc_check(...) CUDA_OP(calloc_check_cuda, __VA_ARGS__)
-#define malloc_floats(...) CUDA_OP(malloc_floats_cuda, __VA_ARGS__)
-#define free_check(...) CUDA_OP(free_check_cuda, __VA_ARGS__)
-#define arena_reserve(...) CUDA_OP(arena_reserve_cuda, __VA_ARGS__)
-#define arena_free(...) CUDA_OP(arena_free_cuda, __VA_ARGS__)
-#define model_trainable(...) CUDA_OP(model_trainable_cuda, __VA_ARGS__)
+#define zero_floats(...) zero_floats_cuda(__VA_ARGS__)
+#define malloc_check(...) malloc_check_cuda(__VA_ARGS__)
+#define calloc_check(...) calloc_check_cuda(__VA_ARGS__)
+#define malloc_floats(...) malloc_floats_cuda(__VA_ARGS__)
+#define free_check(...) free_check_cuda(__VA_ARGS__)
+#define arena_reserve(...) arena_reserve_cuda(__VA_ARGS__)
+#define arena_free(...) arena_free_cuda(__VA_ARGS__)
+#define model_trainable(...) model_trainable_cuda(__VA_ARGS__)
 
 #endif
