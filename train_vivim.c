@@ -49,6 +49,7 @@ CONVENTIONS
 #endif
 #include <errno.h>
 #include <math.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -2625,10 +2626,11 @@ static struct {
     double (*memory)(void);                      // bytes that there are
     double (*peak)(void);                        // MB that were in use at a time so far
     void (*measure)(Model *m, int B, int T, int H, int W, int training, int all_frames);  // model_measure
+    int elsewhere;                               // the CPU is free meanwhile: it loads the next batch
     void (*profile)(int begin);                  // times of operations: begin, print; NULL: dev/bench.h finds them
 } device
 #if VIVIM_PART != 1
-    = {model_plan, model_forward, train_step, nothing, nothing, machine_memory, peak_mb, model_measure, NULL}
+    = {model_plan, model_forward, train_step, nothing, nothing, machine_memory, peak_mb, model_measure, 0, NULL}
 #endif
     ;
 
@@ -2713,7 +2715,7 @@ static void train(const Options *o) {
     Model model, *m = &model;
     AffineNet affine;
     Shard training, validation;
-    Batch batch;
+    Batch batches[2];  // of this step, of the next
     Augment augment;
     Progress p; memset(&p, 0, sizeof p); p.best = -1.0;
     char best_path[4096], last_path[4096], log_path[4096], picture_path[4096], resume_path[4096];
@@ -2753,8 +2755,9 @@ static void train(const Options *o) {
         device.send(m);
         printf("%s: goes on after %d epochs and %d steps\n", resume_path, p.epoch, p.step);
     }
-    batch_init(&batch, B, T, H, W);
-    int *order = (int *)malloc_check(sizeof(int) * (size_t)training.frames);
+    int *order = (int *)malloc_check(sizeof(int) * (size_t)training.frames), ahead = device.elsewhere;
+    Loader loader = {NULL, &training, NULL, &augment, 0, B, ahead, 0, 0};
+    for (int i = 0; i <= ahead; i++) batch_init(&batches[i], B, T, H, W);
 
     if (mkdir(o->out, 0777) != 0 && errno != EEXIST)
         fail("%s: cannot make this directory: %s; choose another --out", o->out, strerror(errno));
@@ -2773,13 +2776,20 @@ static void train(const Options *o) {
     for (int epochs_before = p.epoch; p.epoch < o->epochs;) {
         int epoch = p.epoch;
         double lr = cosine_lr(o->lr, epoch, o->epochs), dice = -1.0, epoch_start = seconds(), shown = epoch_start;
+        int loaded = p.step;  // batches of this epoch up to here
         shuffle(order, training.frames, m->seed, epoch);
         device.plan(m, B, T, H, W, 1, 0, 0);
         while (p.step < steps && !(stop = parallel_any(stop_requested))) {
-            uint64_t key = rng_key(m->seed, RNG_AUGMENT, (uint64_t)m->step);
-            batch_load(&batch, &training, order + (size_t)p.step * o->batch + (size_t)parallel.rank * B, B, &augment,
-                       key);
-            Losses l = device.step(m, f, batch.input, batch.mask, batch.first_mask, lr);
+            const Batch *batch = &batches[p.step % (1 + ahead)];
+            for (; loaded <= p.step + ahead && loaded < steps; loaded++) {  // this step's, unless it is there, and the next
+                loader_wait(&loader);
+                loader.batch = &batches[loaded % (1 + ahead)];
+                loader.key = rng_key(m->seed, RNG_AUGMENT, (uint64_t)(m->step + loaded - p.step));
+                loader.targets = order + (size_t)loaded * o->batch + (size_t)parallel.rank * B;
+                loader_start(&loader);
+            }
+            if (loaded == p.step + 1) loader_wait(&loader);  // it is the last one
+            Losses l = device.step(m, f, batch->input, batch->mask, batch->first_mask, lr);
             if (!isfinite(l.total)) not_a_number(log, "loss, a gradient or a batch norm statistic", m->step + 1, epoch,
                                                  last_path);
             p.sum.total += l.total, p.sum.seg += l.seg, p.sum.edge += l.edge, p.sum.affine += l.affine;
@@ -2798,6 +2808,7 @@ static void train(const Options *o) {
                 fflush(stdout);
             }
         }
+        loader_wait(&loader);
         train_seconds += seconds() - epoch_start;
         if (!stop)
             printf("%sepoch %3d/%d  lr %.2e  loss %.4f", tty ? "\r\033[K" : "", epoch + 1, o->epochs, lr, p.sum.total / steps);
@@ -2844,7 +2855,8 @@ static void train(const Options *o) {
     }
     printf("wrote %s, %s, %s (true outline green, predicted red)\n", best_path, log_path, picture_path);
     printf("best val Dice %.4f at epoch %d, total %.0f s\n", p.best, p.best_epoch, seconds() - start);
-    batch_free(&batch); free(order);
+    for (int i = 0; i <= ahead; i++) batch_free(&batches[i]);
+    free(order);
     model_free(m);
     if (f) affine_free(&affine);
     shard_close(&training); shard_close(&validation);

@@ -2522,6 +2522,7 @@ int main(int argc, char **argv) {
     device.plan = plan_cuda, device.forward = forward_cuda, device.step = step_cuda;
     device.fetch = fetch_cuda, device.send = send_cuda, device.memory = memory_cuda;
     device.peak = peak_cuda, device.measure = model_measure, device.profile = profile_cuda;
+    device.elsewhere = 1;
     return train_vivim(argc, argv);
 }
 #endif

@@ -83,6 +83,33 @@ static void batch_load(Batch *b, const Shard *shard, const int *targets, int n, 
     if (b->T == 1) memcpy(b->first_mask, b->mask, sizeof(float) * n * pixels);
 }
 
+// A batch that is to be loaded, if `threaded` by a thread of its own, while the device computes with another one
+typedef struct {
+    Batch *batch;
+    const Shard *shard;
+    const int *targets;
+    const Augment *augment;
+    uint64_t key;
+    int n, threaded, running;
+    pthread_t thread;
+} Loader;
+
+static void *loader_run(void *loader) {
+    const Loader *l = (const Loader *)loader;
+    batch_load(l->batch, l->shard, l->targets, l->n, l->augment, l->key);
+    return NULL;
+}
+
+static void loader_start(Loader *l) {
+    l->running = l->threaded && pthread_create(&l->thread, NULL, loader_run, l) == 0;
+    if (!l->running) loader_run(l);
+}
+
+static void loader_wait(Loader *l) {
+    if (l->running) pthread_join(l->thread, NULL);
+    l->running = 0;
+}
+
 // A permutation of 0..n-1 that depends on seed and epoch only (Fisher and Yates)
 static void shuffle(int *order, int n, uint64_t seed, int epoch) {
     uint64_t key = rng_key(seed, RNG_SHUFFLE, (uint64_t)epoch);
