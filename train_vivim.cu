@@ -24,6 +24,8 @@ CONVENTIONS
 #define VIVIM_PART 1  // all but the graph
 #ifdef VIVIM_BF16
 #include <cuda_bf16.h>
+#include <mma.h>
+#include <type_traits>
 typedef __nv_bfloat16 floatX;
 #define VIVIM_FLOATX
 #endif
@@ -1452,10 +1454,14 @@ static void conv_backward_cuda(floatX *dinp, float *dweight, float *dbias, const
 //
 // A block has 64 queries of a (frame, head) and 64 keys at a time: at 256 x 256 these are all keys. Its 256 threads stand in
 // 16 x 16, thread (ty, tx) with 4 x 4 scores in registers: rows 4 ty + i, columns tx + 16 j. A row's 16 threads are half a
-// warp, so sums along keys are shuffles. Tiles lie in shared memory in rows of HD + 4 (or 64 + 4) floats: rows tx of a
+// warp, so sums along keys are shuffles. Tiles lie in shared memory in rows of HD (or 64) numbers and 16 bytes: rows tx of a
 // column fall into different banks. HD is the head's size hd rounded up to 16, 32 or 64; what is missing is zeros.
+// In bfloat16 the tensor cores multiply the tiles; which number of a product they leave with which thread is theirs to know,
+// so it goes through shared memory, too. Scores and sums are single precision in both cases.
 
-enum { TILE = 64, TILE_LD = TILE + 4, ATTENTION_SLICES = 16 };  // slices of the queries in backward
+enum { TILE = 64, PAD = 16 / sizeof(floatX), TILE_LD = TILE + PAD, PRODUCT_LD = TILE + 4 };
+enum { PRODUCT_SIZE = sizeof(floatX) == sizeof(float) ? 0 : TILE * PRODUCT_LD };
+enum { ATTENTION_SLICES = 16 };  // of the queries in backward
 
 typedef struct { int P, Pk, C, heads, hd; float scale; } AttentionShape;
 
@@ -1469,10 +1475,10 @@ static int attention_slices(AttentionShape a) { return min_int(ATTENTION_SLICES,
 
 // tile (64, HD) = rows row0 .. row0+63 of x (rows, C), one head's columns, zeros beyond
 template <int HD>
-__device__ static inline void tile_load(float *tile, const floatX *x, int row0, int rows, AttentionShape a) {
+__device__ static inline void tile_load(floatX *tile, const floatX *x, int row0, int rows, AttentionShape a) {
     for (int i = threadIdx.x; i < TILE * HD; i += 256) {
         int row = i / HD, d = i % HD;
-        tile[row * (HD + 4) + d] = row0 + row < rows && d < a.hd ? (float)x[(size_t)(row0 + row) * a.C + d] : 0.0f;
+        tile[row * (HD + PAD) + d] = row0 + row < rows && d < a.hd ? x[(size_t)(row0 + row) * a.C + d] : (floatX)0.0f;
     }
 }
 
@@ -1485,19 +1491,73 @@ __device__ static inline void tile_store(F *x, const float v[4][HD / 16], int ro
             if (row0 + 4 * ty + i < rows && tx + 16 * j < a.hd) x[(size_t)(row0 + 4 * ty + i) * a.C + tx + 16 * j] = v[i][j];
 }
 
+#ifdef VIVIM_BF16
+// product (64, N) = op(x) op(y), sums over K: the block's 8 warps take 16 x 16 numbers each, in turn. ROWS: op(x) is x, rows
+// first, else its transpose; y likewise. All threads come here together, and find the whole product afterwards.
+template <int N, int K, typename X_ROWS, typename Y_ROWS>
+__device__ static inline void tile_product(float *product, const floatX *x, int ldx, const floatX *y, int ldy) {
+    using namespace nvcuda::wmma;
+    const bool x_rows = std::is_same<X_ROWS, row_major>::value, y_rows = std::is_same<Y_ROWS, row_major>::value;
+    __syncthreads();
+    for (int t = threadIdx.x / 32; t < TILE / 16 * (N / 16); t += 8) {
+        int m = t / (N / 16) * 16, n = t % (N / 16) * 16;
+        fragment<accumulator, 16, 16, 16, float> sum;
+        fill_fragment(sum, 0.0f);
+        #pragma unroll 1
+        for (int k = 0; k < K; k += 16) {
+            fragment<matrix_a, 16, 16, 16, floatX, X_ROWS> a;
+            fragment<matrix_b, 16, 16, 16, floatX, Y_ROWS> b;
+            load_matrix_sync(a, x + (x_rows ? m * ldx + k : k * ldx + m), ldx);
+            load_matrix_sync(b, y + (y_rows ? k * ldy + n : n * ldy + k), ldy);
+            mma_sync(sum, a, b, sum);
+        }
+        store_matrix_sync(product + m * PRODUCT_LD + n, sum, PRODUCT_LD, mem_row_major);
+    }
+    __syncthreads();
+}
+
 // s (64, 64) = x y^T, tiles x, y (64, HD)
 template <int HD>
-__device__ static inline void tile_scores(float s[4][4], const float *x, const float *y) {
+__device__ static inline void tile_scores(float s[4][4], const floatX *x, const floatX *y, float *product) {
+    int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
+    tile_product<TILE, HD, nvcuda::wmma::row_major, nvcuda::wmma::col_major>(product, x, HD + PAD, y, HD + PAD);
+    for (int i = 0; i < 16; i++) s[i / 4][i % 4] = product[(4 * ty + i / 4) * PRODUCT_LD + tx + 16 * (i % 4)];
+}
+
+// out (64, HD) += product
+template <int HD> __device__ static inline void tile_add(float out[4][HD / 16], const float *product) {
+    int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < HD / 16; j++) out[i][j] += product[(4 * ty + i) * PRODUCT_LD + tx + 16 * j];
+}
+
+// out (64, HD) += p x, p (64, 64), x (64, HD)
+template <int HD>
+__device__ static inline void tile_weigh(float out[4][HD / 16], const floatX *p, const floatX *x, float *product) {
+    tile_product<HD, TILE, nvcuda::wmma::row_major, nvcuda::wmma::row_major>(product, p, TILE_LD, x, HD + PAD);
+    tile_add<HD>(out, product);
+}
+
+// out (64, HD) += p^T x
+template <int HD>
+__device__ static inline void tile_weigh_transposed(float out[4][HD / 16], const floatX *p, const floatX *x, float *product) {
+    tile_product<HD, TILE, nvcuda::wmma::col_major, nvcuda::wmma::row_major>(product, p, TILE_LD, x, HD + PAD);
+    tile_add<HD>(out, product);
+}
+#else
+// s (64, 64) = x y^T, tiles x, y (64, HD)
+template <int HD>
+__device__ static inline void tile_scores(float s[4][4], const floatX *x, const floatX *y, float *) {
     int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
     for (int i = 0; i < 16; i++) s[i / 4][i % 4] = 0.0f;
     #pragma unroll 1
     for (int d = 0; d < HD; d += 4) {
         float4 u[4];
         #pragma unroll
-        for (int i = 0; i < 4; i++) u[i] = *(const float4 *)(x + (4 * ty + i) * (HD + 4) + d);
+        for (int i = 0; i < 4; i++) u[i] = *(const float4 *)(x + (4 * ty + i) * (HD + PAD) + d);
         #pragma unroll
         for (int j = 0; j < 4; j++) {
-            float4 v = *(const float4 *)(y + (tx + 16 * j) * (HD + 4) + d);
+            float4 v = *(const float4 *)(y + (tx + 16 * j) * (HD + PAD) + d);
             #pragma unroll
             for (int i = 0; i < 4; i++) s[i][j] += u[i].x * v.x + u[i].y * v.y + u[i].z * v.z + u[i].w * v.w;
         }
@@ -1506,7 +1566,7 @@ __device__ static inline void tile_scores(float s[4][4], const float *x, const f
 
 // out (64, HD) += p x, p (64, 64), x (64, HD)
 template <int HD>
-__device__ static inline void tile_weigh(float out[4][HD / 16], const float *p, const float *x) {
+__device__ static inline void tile_weigh(float out[4][HD / 16], const floatX *p, const floatX *x, float *) {
     int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
     #pragma unroll 2
     for (int k = 0; k < TILE; k += 4) {
@@ -1515,8 +1575,8 @@ __device__ static inline void tile_weigh(float out[4][HD / 16], const float *p, 
         for (int i = 0; i < 4; i++) u[i] = *(const float4 *)(p + (4 * ty + i) * TILE_LD + k);
         #pragma unroll
         for (int j = 0; j < HD / 16; j++) {
-            const float *v = x + k * (HD + 4) + tx + 16 * j;
-            float v0 = v[0], v1 = v[HD + 4], v2 = v[2 * (HD + 4)], v3 = v[3 * (HD + 4)];
+            const float *v = x + k * (HD + PAD) + tx + 16 * j;
+            float v0 = v[0], v1 = v[HD + PAD], v2 = v[2 * (HD + PAD)], v3 = v[3 * (HD + PAD)];
             #pragma unroll
             for (int i = 0; i < 4; i++) out[i][j] += u[i].x * v0 + u[i].y * v1 + u[i].z * v2 + u[i].w * v3;
         }
@@ -1525,21 +1585,22 @@ __device__ static inline void tile_weigh(float out[4][HD / 16], const float *p, 
 
 // out (64, HD) += p^T x: the threads' rows are columns of p
 template <int HD>
-__device__ static inline void tile_weigh_transposed(float out[4][HD / 16], const float *p, const float *x) {
+__device__ static inline void tile_weigh_transposed(float out[4][HD / 16], const floatX *p, const floatX *x, float *) {
     int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
     #pragma unroll 2
     for (int k = 0; k < TILE; k++) {
         float4 u = *(const float4 *)(p + k * TILE_LD + 4 * ty);
         #pragma unroll
         for (int j = 0; j < HD / 16; j++) {
-            float v = x[k * (HD + 4) + tx + 16 * j];
+            float v = x[k * (HD + PAD) + tx + 16 * j];
             out[0][j] += u.x * v, out[1][j] += u.y * v, out[2][j] += u.z * v, out[3][j] += u.w * v;
         }
     }
 }
+#endif
 
 // writes the threads' scores to a tile p (64, 64)
-__device__ static inline void tile_put(float *p, const float s[4][4]) {
+__device__ static inline void tile_put(floatX *p, const float s[4][4]) {
     int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
     for (int i = 0; i < 4; i++)
         for (int j = 0; j < 4; j++) p[(4 * ty + i) * TILE_LD + tx + 16 * j] = s[i][j];
@@ -1563,7 +1624,9 @@ __global__ static void __launch_bounds__(256, 2)
 attention_forward_kernel(floatX *out, float *stats, const floatX *dout, const floatX *q, const floatX *k, const floatX *v,
                          AttentionShape a) {
     extern __shared__ float shared[];
-    float *sq = shared, *sv = sq + TILE * (HD + 4), *sk = sv + TILE * (HD + 4), *sp = sk;  // scores replace the keys
+    float *product = shared;  // of the tensor cores
+    floatX *sq = (floatX *)(shared + PRODUCT_SIZE), *sv = sq + TILE * (HD + PAD), *sk = sv + TILE * (HD + PAD);
+    floatX *sp = sk;          // scores replace the keys
     int frame = blockIdx.x / a.heads, head = blockIdx.x % a.heads, p0 = blockIdx.y * TILE;
     int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
     size_t at = (size_t)frame * a.P * a.C + head * a.hd, at_k = (size_t)frame * a.Pk * a.C + head * a.hd;
@@ -1575,7 +1638,7 @@ attention_forward_kernel(floatX *out, float *stats, const floatX *dout, const fl
         tile_load<HD>(sk, k + at_k, k0, a.Pk, a);
         tile_load<HD>(sv, v + at_k, k0, a.Pk, a);
         __syncthreads();
-        tile_scores<HD>(s, sq, sk);
+        tile_scores<HD>(s, sq, sk, product);
         #pragma unroll
         for (int i = 0; i < 4; i++) {
             float most = largest[i], part = 0.0f, shrink;
@@ -1592,7 +1655,7 @@ attention_forward_kernel(floatX *out, float *stats, const floatX *dout, const fl
         __syncthreads();
         tile_put(sp, s);
         __syncthreads();
-        tile_weigh<HD>(o, sp, sv);
+        tile_weigh<HD>(o, sp, sv, product);
     }
     for (int i = 0; i < 4; i++)
         for (int j = 0; j < HD / 16; j++) o[i][j] /= sum[i];
@@ -1611,14 +1674,15 @@ attention_forward_kernel(floatX *out, float *stats, const floatX *dout, const fl
     }
 }
 
-// the sizes of shared memory: tiles (64, HD) and a tile of scores, which in forward lies where the keys were
-template <int HD> static size_t attention_forward_bytes(void) { return sizeof(float) * TILE * (2 * (HD + 4) + TILE_LD); }
-template <int HD> static size_t attention_backward_bytes(void) { return sizeof(float) * TILE * (4 * (HD + 4) + TILE_LD); }
+// the size of shared memory: tiles (64, HD), a tile of scores, which in forward lies where the keys were, and a product
+template <int HD> static size_t attention_bytes(int tiles) {
+    return sizeof(float) * PRODUCT_SIZE + sizeof(floatX) * TILE * (tiles * (HD + PAD) + TILE_LD);
+}
 
 template <int HD>
 static void attention_forward_hd(floatX *out, float *stats, const floatX *dout, const floatX *q, const floatX *k,
                                  const floatX *v, int N, AttentionShape a) {
-    size_t bytes = attention_forward_bytes<HD>();
+    size_t bytes = attention_bytes<HD>(2);
     dim3 grid(N * a.heads, ceil_div(a.P, TILE));
     cudaCheck(cudaFuncSetAttribute(attention_forward_kernel<HD>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
     attention_forward_kernel<HD><<<grid, 256, bytes, stream_cuda>>>(out, stats, dout, q, k, v, a);
@@ -1643,8 +1707,9 @@ __global__ static void __launch_bounds__(256, 2)
 attention_backward_kernel(Q *dq, float *dk, float *dv, const float *stats, const floatX *dout, const floatX *q,
                           const floatX *k, const floatX *v, AttentionShape a, size_t dq_size, size_t dk_size) {
     extern __shared__ float shared[];
-    float *sk = shared, *sv = sk + TILE * (HD + 4), *sq = sv + TILE * (HD + 4), *sd = sq + TILE * (HD + 4);
-    float *sp = sd + TILE * (HD + 4);  // prob, then ds
+    float *product = shared;
+    floatX *sk = (floatX *)(shared + PRODUCT_SIZE), *sv = sk + TILE * (HD + PAD), *sq = sv + TILE * (HD + PAD);
+    floatX *sd = sq + TILE * (HD + PAD), *sp = sd + TILE * (HD + PAD);  // sp: prob, then ds
     int frame = blockIdx.x / a.heads, head = blockIdx.x % a.heads, k0 = blockIdx.z * TILE, tiles = ceil_div(a.P, TILE);
     int ty = threadIdx.x / 16, tx = threadIdx.x % 16, slices = gridDim.y, slice = blockIdx.y;
     size_t at = (size_t)frame * a.P * a.C + head * a.hd, at_k = (size_t)frame * a.Pk * a.C + head * a.hd;
@@ -1658,8 +1723,8 @@ attention_backward_kernel(Q *dq, float *dk, float *dv, const float *stats, const
         tile_load<HD>(sq, q + at, p0, a.P, a);
         tile_load<HD>(sd, dout + at, p0, a.P, a);
         __syncthreads();
-        tile_scores<HD>(prob, sq, sk);
-        tile_scores<HD>(ds, sd, sv);  // dprob
+        tile_scores<HD>(prob, sq, sk, product);
+        tile_scores<HD>(ds, sd, sv, product);  // dprob
         #pragma unroll
         for (int i = 0; i < 4; i++) {
             size_t row = ((size_t)blockIdx.x * a.P + min_int(p0 + 4 * ty + i, a.P - 1)) * 3;
@@ -1677,12 +1742,12 @@ attention_backward_kernel(Q *dq, float *dk, float *dv, const float *stats, const
         }
         tile_put(sp, prob);
         __syncthreads();
-        tile_weigh_transposed<HD>(dv_sum, sp, sd);
+        tile_weigh_transposed<HD>(dv_sum, sp, sd, product);
         __syncthreads();
         tile_put(sp, ds);
         __syncthreads();
-        tile_weigh_transposed<HD>(dk_sum, sp, sq);
-        tile_weigh<HD>(dq_tile, sp, sk);
+        tile_weigh_transposed<HD>(dk_sum, sp, sq, product);
+        tile_weigh<HD>(dq_tile, sp, sk, product);
         tile_store<HD>(dq + blockIdx.z * dq_size + at, dq_tile, p0, a.P, a);
     }
     tile_store<HD>(dk + slice * dk_size + at_k, dk_sum, k0, a.Pk, a);
@@ -1705,7 +1770,7 @@ static void attention_sum_cuda(floatX *out, const float *partial, int count, siz
 template <int HD, typename Q>
 static void attention_backward_hd(Q *dq, float *dk, float *dv, const float *stats, const floatX *dout, const floatX *q,
                                   const floatX *k, const floatX *v, int N, AttentionShape a) {
-    int slices = attention_slices(a); size_t bytes = attention_backward_bytes<HD>();
+    int slices = attention_slices(a); size_t bytes = attention_bytes<HD>(4);
     dim3 grid(N * a.heads, slices, ceil_div(a.Pk, TILE));
     auto kernel = attention_backward_kernel<HD, Q>;
     cudaCheck(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));

@@ -17,7 +17,7 @@ What else it finds:
       exited or foreign lanes in a shuffle; deadlock;
       invalid launches, too much shared memory
 
-Not emulated: time, streams that overlap, textures, tensor cores, inline PTX, __half, cooperative groups, cub. __CUDACC__ is
+Not emulated: time, streams that overlap, textures, inline PTX, __half, cooperative groups, cub. __CUDACC__ is
 not defined: what is declared __host__ __device__ under it is a plain function here.
 
 Sections: 1 language | 2 memory | 3 fibers | 4 blocks, warps, barriers | 5 launches | 6 device functions | 7 runtime | 8 cuBLAS
@@ -38,6 +38,7 @@ Sections: 1 language | 2 memory | 3 fibers | 4 blocks, warps, barriers | 5 launc
 #include <algorithm>
 #include <functional>
 #include <map>
+#include <type_traits>
 #include <vector>
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -541,6 +542,51 @@ static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline int __ffs(int x) { return __builtin_ffs(x); }
 template <class A, class B> static inline auto max(A a, B b) -> decltype(a + b) { return a > b ? a : b; }
 template <class A, class B> static inline auto min(A a, B b) -> decltype(a + b) { return a < b ? a : b; }
+
+// Tensor cores: matrices of 16 x 16, which a warp holds together. Here lane 0 has them whole and does the work; all lanes meet.
+namespace nvcuda { namespace wmma {
+struct row_major {};
+struct col_major {};
+struct matrix_a {};
+struct matrix_b {};
+struct accumulator {};
+enum layout_t { mem_row_major, mem_col_major };
+template <class Use, int M, int N, int K, class T, class Layout = void> struct fragment { float x[M][N]; };
+
+template <class F> static inline void fill_fragment(F &f, float value) {
+    for (auto &row : f.x) for (float &x : row) x = value;
+}
+static inline void emu_aligned(const void *p, size_t ld, size_t of) {
+    if ((uintptr_t)p % 32 == 0 && ld % of == 0) return;
+    fprintf(stderr, "[cudaemu] wmma: a matrix must begin on 32 bytes and its rows on 16\n");
+    abort();
+}
+template <class Use, class T, class Layout>
+static inline void load_matrix_sync(fragment<Use, 16, 16, 16, T, Layout> &f, const T *p, unsigned ld) {
+    __syncwarp();
+    emu_aligned(p, ld, 16 / sizeof(T));
+    if (emu::lane() != 0) return;
+    for (unsigned i = 0; i < 16; i++) for (unsigned j = 0; j < 16; j++) {
+        f.x[i][j] = (float)(std::is_same<Layout, row_major>::value ? p[i * ld + j] : p[j * ld + i]);
+    }
+}
+template <class D, class A, class B> static inline void mma_sync(D &d, const A &a, const B &b, const D &c) {
+    __syncwarp();
+    if (emu::lane() != 0) return;
+    for (int i = 0; i < 16; i++) for (int j = 0; j < 16; j++) {
+        float sum = c.x[i][j];
+        for (int k = 0; k < 16; k++) sum += a.x[i][k] * b.x[k][j];
+        d.x[i][j] = sum;
+    }
+}
+template <class F> static inline void store_matrix_sync(float *p, const F &f, unsigned ld, layout_t layout) {
+    emu_aligned(p, ld, 4);
+    for (unsigned i = 0; i < 16 && emu::lane() == 0; i++) for (unsigned j = 0; j < 16; j++) {
+        p[layout == mem_row_major ? i * ld + j : j * ld + i] = f.x[i][j];
+    }
+    __syncwarp();
+}
+} }
 
 // ------------------------------------------------------------------------------------------------------------------
 // 7. Runtime. What can fail on a GPU by a mistake of the program's aborts here.
