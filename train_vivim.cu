@@ -1836,11 +1836,11 @@ static void add_parts_cuda(float *out, const float *partial, int parts, size_t n
 
 // z[s] = bias + sum_k weight[k] x[s - (K-1) + k],   out[s] = silu(z[s]). A thread walks over a run of positions of one channel
 // with the last K of x in registers, so that it reads each x once.
-// out (B, L, D), x (B, L, ldx), weight (D, K), bias (D); grid (channels, runs, clips), block (32 channels, 8 runs)
+// out (B, L, D), x (B, L, ldx), weight (D, K), bias (D); grid (runs, channels, clips), block (32 channels, 8 runs)
 template <int K>
 static __global__ void conv1d_silu_forward_kernel(floatX *__restrict__ out, const floatX *__restrict__ x, int ldx,
                                                   const float *weight, const float *bias, int order, int T, int P, int D) {
-    int L = T * P, d = blockIdx.x * 32 + threadIdx.x, s0 = (blockIdx.y * CONV1D_RUNS + threadIdx.y) * CONV1D_RUN;
+    int L = T * P, d = blockIdx.y * 32 + threadIdx.x, s0 = (blockIdx.x * CONV1D_RUNS + threadIdx.y) * CONV1D_RUN;
     if (d >= D || s0 >= L) return;
     float w[K], x_last[K], shift = bias[d];
     x += (size_t)blockIdx.z * L * ldx + d;
@@ -1870,7 +1870,7 @@ static void conv1d_silu_forward_cuda(floatX *out, const floatX *x, int ldx, cons
     if (K < 1 || K > 4) fail("the causal convolution has kernels for d_conv = 1 to 4, not %d", K);
     auto kernel = K == 1 ? conv1d_silu_forward_kernel<1> : K == 2 ? conv1d_silu_forward_kernel<2>
                 : K == 3 ? conv1d_silu_forward_kernel<3> : conv1d_silu_forward_kernel<4>;
-    dim3 grid(ceil_div(D, 32), ceil_div(T * P, CONV1D_RUN * CONV1D_RUNS), B), block(32, CONV1D_RUNS);
+    dim3 grid(ceil_div(T * P, CONV1D_RUN * CONV1D_RUNS), ceil_div(D, 32), B), block(32, CONV1D_RUNS);
     kernel<<<grid, block, 0, stream_cuda>>>(out, x, ldx, weight, bias, order, T, P, D);
     cudaCheck(cudaGetLastError());
 }
@@ -1885,7 +1885,7 @@ static __global__ void conv1d_silu_backward_kernel(floatX *__restrict__ dx, int 
                                                    const float *weight, const float *bias, int order, int T, int P, int D,
                                                    int accumulate) {
     __shared__ float sums[K + 1][CONV1D_RUNS][32];
-    int L = T * P, d = blockIdx.x * 32 + threadIdx.x, s0 = (blockIdx.y * CONV1D_RUNS + threadIdx.y) * CONV1D_RUN_BACKWARD;
+    int L = T * P, d = blockIdx.y * 32 + threadIdx.x, s0 = (blockIdx.x * CONV1D_RUNS + threadIdx.y) * CONV1D_RUN_BACKWARD;
     int s1 = d < D ? min_int(s0 + CONV1D_RUN_BACKWARD, L) : s0, here = s0 < s1;
     float w[K], x_last[K], dz_last[K], dw[K], db = 0.0f, shift = here ? bias[d] : 0.0f;
     size_t row_last[K];
@@ -1925,7 +1925,7 @@ static __global__ void conv1d_silu_backward_kernel(floatX *__restrict__ dx, int 
     sums[K][threadIdx.y][threadIdx.x] = db;
     __syncthreads();
     if (threadIdx.y > K || d >= D) return;
-    size_t part = (size_t)blockIdx.z * gridDim.y + blockIdx.y;
+    size_t part = (size_t)blockIdx.z * gridDim.x + blockIdx.x;
     float sum = 0.0f;
     for (int r = 0; r < CONV1D_RUNS; r++) sum += sums[threadIdx.y][r][threadIdx.x];
     if (threadIdx.y < K) dweight[(part * D + d) * K + threadIdx.y] = sum;
@@ -1939,8 +1939,8 @@ static void conv1d_silu_backward_cuda(floatX *dx, int lddx, float *dweight, floa
     if (K < 1 || K > 4) fail("the causal convolution has kernels for d_conv = 1 to 4, not %d", K);
     auto kernel = K == 1 ? conv1d_silu_backward_kernel<1> : K == 2 ? conv1d_silu_backward_kernel<2>
                 : K == 3 ? conv1d_silu_backward_kernel<3> : conv1d_silu_backward_kernel<4>;
-    dim3 grid(ceil_div(D, 32), ceil_div(T * P, CONV1D_RUN_BACKWARD * CONV1D_RUNS), B), block(32, CONV1D_RUNS);
-    int parts = (int)grid.y * B;
+    dim3 grid(ceil_div(T * P, CONV1D_RUN_BACKWARD * CONV1D_RUNS), ceil_div(D, 32), B), block(32, CONV1D_RUNS);
+    int parts = (int)grid.x * B;
     float *dw = malloc_floats_cuda((size_t)parts * D * K), *db = malloc_floats_cuda((size_t)parts * D);
     kernel<<<grid, block, 0, stream_cuda>>>(dx, lddx, dw, db, dout, x, ldx, weight, bias, order, T, P, D, accumulate);
     cudaCheck(cudaGetLastError());
