@@ -11,7 +11,7 @@ try = $(shell echo 'int main(void) { return 0; }' | $(CC) -Werror $(1) -x c - -o
 
 # No -ffast-math: NaN must stay detectable. What fast code needs is allowed one by one: multiply-adds, no errno, no traps.
 CFLAGS  = -std=c99 -pedantic -Wall -Wextra -Wshadow -Wc++-compat -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -MMD -MP
-LDLIBS  = -lm
+LDLIBS  = -lm -pthread
 ifeq ($(NATIVE),1)
 CFLAGS += $(call try,-march=native) $(call try,-mprefer-vector-width=512)
 endif
@@ -43,7 +43,10 @@ $(shell echo 'PRECISION=$(PRECISION)' | cmp -s - .precision 2>/dev/null || echo 
 DATA   = data/phantom_train.bin data/phantom_val.bin data/phantom_train_affine.safetensors
 TESTS  = test_vivim test_vivim_double dev/test_metrics
 PREPRO = prepro/phantom prepro/frames prepro/affine prepro/overlay
-DEV    = dev/evaluate dev/report
+DEV    = dev/evaluate dev/report dev/mixers
+LAB    = dev/scan_forward dev/scan_backward dev/dwconv3d dev/layernorm dev/attention dev/matmul
+LAB_CU = dev/scan_forward_cu dev/scan_backward_cu dev/dwconv3d_cu dev/layernorm_cu dev/attention_cu
+LAB_EMU = $(LAB_CU:_cu=_emu)
 
 # On a GPU, PRECISION=FP32 (as on the CPU), TF32 (factors of products rounded to 10 bits) or BF16 (activations, too, to 8 bits: the
 # fastest, and half the memory)
@@ -80,7 +83,7 @@ EMU_ORDERS = forward reverse 7
 # left out, for they take minutes: trajectory, ten steps, plan, the trained network, the other models
 EMU_TESTS  = op golden drop model.hash_tiny model.hash_odd ^golden.trajectory
 
-.PHONY: help prepro dev data test test_emu nvcc clean
+.PHONY: help prepro dev data test test_emu lab_emu nvcc clean
 help:
 	@echo "compiler: $(CC)$(if $(findstring -fopenmp,$(CFLAGS)),, - without OpenMP, one thread only: install libgomp or libomp)"
 	@echo "images:   $(if $(HAVE_IMAGES),libjpeg and libpng found,libjpeg or libpng missing, so no prepro/frames: $(IMAGE_HINT))"
@@ -89,9 +92,11 @@ help:
 	@echo "make prepro        prepro/phantom (synthetic clips), prepro/frames (your images and videos -> shards),"
 	@echo "                   prepro/affine (a shard -> the network of the affine constraint), prepro/overlay (predictions -> pictures)"
 	@echo "make dev           dev/evaluate (predictions -> scores in all protocols), dev/report (a run -> one HTML page)"
+	@echo "                   and the kernel laboratory: $(LAB) (dev/README.md)"
 	@echo "make data          the synthetic clips and their network alone: $(DATA)"
 	@echo "make train_vivimcu test_vivimcu   the program on an NVIDIA GPU, and its tests: $(if $(NVCC),$(NVCC) for sm_$(NVCC_ARCH),$(NO_NVCC))"
 	@echo "make test_emu      the same tests without a GPU: its kernels on the CPU, slowly, under sanitizers"
+	@echo "make lab_emu       the kernel laboratory's CUDA versions (dev/README.md), checked in the same way"
 	@echo "make test          build and run all tests that need no GPU"
 	@echo "make clean         remove what was built, but not data/ and out/"
 
@@ -159,9 +164,40 @@ prepro/overlay: prepro/overlay.c
 dev/report: dev/report.c
 	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
 
+# ST-Mamba's time and memory beside attention's
+dev/mixers: dev/mixers.c
+	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
+dev/mixers_cu: dev/mixers.c .precision
+	$(if $(NVCC),,$(error $(NO_NVCC)))
+	$(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d -MT $@ -DVIVIM_CUDA -x cu $< -o $@ $(NVCC_LIBS)
+build/mixers_emu.cpp: dev/mixers.c dev/cudaemu.sed
+	@mkdir -p build
+	sed -f dev/cudaemu.sed $< > $@
+dev/mixers_emu: build/mixers_emu.cpp build/train_vivim_emu.cpp dev/cudaemu.h .precision
+	$(CXX) $(EMU_FLAGS) -DVIVIM_CUDA $< -o $@
+
+# the kernel laboratory on this CPU: dev/README.md. -fwhole-program leaves out what a program does not use of train_vivim.c
+$(LAB): dev/%: dev/%.c
+	$(CC) $(CFLAGS) $(call try,-fwhole-program) $< -o $@ $(LDLIBS) $(call try,-ldl)
+
+# the kernel laboratory on a GPU (dev/README.md), and without one: checked on the CPU, not timed
+$(LAB_CU): dev/%_cu: dev/%.cu
+	$(if $(NVCC),,$(error $(NO_NVCC)))
+	$(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d -MT $@ $< -o $@ $(NVCC_LIBS)
+build/%_cuda.h: dev/%_cuda.h dev/cudaemu.sed
+	@mkdir -p build
+	sed -f dev/cudaemu.sed $< > $@
+build/%_emu.cpp: dev/%.cu dev/cudaemu.sed
+	@mkdir -p build
+	sed -f dev/cudaemu.sed $< > $@
+$(LAB_EMU): dev/%_emu: build/%_emu.cpp build/lab_cuda.h build/scan_cuda.h build/train_vivim_emu.cpp dev/cudaemu.h dev/lab.h
+	$(CXX) $(EMU_FLAGS) -Idev $< -o $@
+lab_emu: $(LAB_EMU)
+	for program in $(LAB_EMU); do echo $$program; $$program all || exit 1; done
+
 prepro: $(PREPRO)
 
-dev: $(DEV)
+dev: $(DEV) $(LAB) $(if $(NVCC),$(if $(GPU_ARCH),$(LAB_CU) $(if $(filter FP32,$(PRECISION)),dev/mixers_cu)))  # CUDA where it runs
 
 data: $(DATA)
 data/phantom_train.bin: | prepro/phantom
@@ -175,7 +211,7 @@ data/phantom_train_affine.safetensors: | data/phantom_train.bin prepro/affine
 
 # threads that wait must not hold a core that others need (train_vivim sees to that itself)
 test: export GOMP_SPINCOUNT ?= 50000
-test: $(TESTS) train_vivim prepro dev data
+test: $(TESTS) train_vivim prepro $(DEV) $(LAB) data
 	./test_vivim
 	./test_vivim_double
 	dev/test_metrics
@@ -183,14 +219,19 @@ test: $(TESTS) train_vivim prepro dev data
 	dev/test_resume.sh
 	dev/test_pictures.sh
 	dev/test_evaluate.sh
+	dev/test_mixers.sh
+	dev/test_lab.sh
 
 test_emu: export ASAN_OPTIONS = detect_leaks=0
-test_emu: test_vivim_emu
+MIXERS_EMU = $(if $(filter FP32,$(PRECISION)),dev/mixers_emu)
+test_emu: test_vivim_emu train_vivim_emu train_vivim prepro $(MIXERS_EMU)
 	dev/test_cudaemu.sh
 	for order in $(EMU_ORDERS); do echo "order: $$order"; CUDAEMU_ORDER=$$order ./test_vivim_emu $(EMU_TESTS) || exit 1; done
+	dev/test_device.sh ./train_vivim_emu $(if $(filter BF16,$(PRECISION)),5e-2)
+	$(if $(MIXERS_EMU),CUDAEMU_ORDER=7 $(MIXERS_EMU) --check)
 
 clean:
-	rm -rf build train_vivim_emu test_vivim_emu train_vivimcu test_vivimcu
-	rm -f train_vivim $(TESTS) $(PREPRO) $(DEV) .mpi .precision *.d prepro/*.d dev/*.d
+	rm -rf build train_vivim_emu test_vivim_emu train_vivimcu test_vivimcu dev/mixers_cu dev/mixers_emu $(LAB_CU) $(LAB_EMU)
+	rm -f train_vivim $(TESTS) $(PREPRO) $(DEV) $(LAB) .mpi .precision *.d prepro/*.d dev/*.d
 
 -include $(wildcard *.d prepro/*.d dev/*.d)

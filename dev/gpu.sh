@@ -96,6 +96,10 @@ for program in scan_forward scan_backward dwconv3d layernorm attention; do
     done
 done
 
+step "ST-Mamba beside attention"
+check "$fp32/dev/mixers_cu" --check
+check "$fp32/dev/mixers_cu" --frames 5,32,150 --seconds 5 --csv
+
 step "done: $bad failed"
 mv "$file.tmp" "$file"
 [ "$bad" -eq 0 ]
