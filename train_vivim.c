@@ -124,7 +124,14 @@ static void *malloc_check(size_t bytes) {
 static void *calloc_check(size_t count, size_t size) { return memset(malloc_check(count * size), 0, count * size); }
 static void free_check(void *p) { free(p); }
 static float *malloc_floats(size_t n) { return (float *)malloc_check(n * sizeof(float)); }
-static void zero_floats(float *x, size_t n) { memset(x, 0, n * sizeof(float)); }
+static void zero_floats(float *x, size_t n) {
+    if (n < 100000) {
+        memset(x, 0, n * sizeof(float));
+        return;
+    }
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) x[i] = 0.0f;
+}
 
 static double seconds(void) {
     struct timespec now; clock_gettime(CLOCK_MONOTONIC, &now);
@@ -449,7 +456,13 @@ static void residual(float *out, const float *x, const float *branch, const floa
 // ---------------------------------------------------------------------------------------------------------------------
 // 6 CONVOLUTIONS
 
-enum { CONV_LANES = 64 };  // channels that a depthwise convolution handles at a time: 4 vector registers of 16
+enum { CONV_LANES = 2 * LANES, CONV_PIXELS = 4 };  // channels and pixels that a depthwise convolution handles at a time
+
+// asks early for n channels of some pixels: the processor does not foresee steps of a whole pixel
+static inline void prefetch_pixels(const float *x, int pixels, int n, int C) {
+    for (int i = 0; i < pixels; i++)
+        for (int c = 0; c < n; c += 16) PREFETCH(x + (size_t)i * C + c);
+}
 
 // weight (C, taps), PyTorch's order -> (taps, C), so that a tap's weights of neighbouring channels are neighbours.
 // turned: the taps in reverse order.
@@ -461,87 +474,119 @@ static float *taps_first(const float *weight, int C, int taps, int turned) {
 }
 
 // n channels of one output row (b, t, h): out[w] = bias + sum over (kt, 3, 3) of inp[neighbour] * weight[tap].
-// inp and out point at channel c0 of the clip's first token and of the row; n is a constant at the call.
+// inp and out point at channel c0 of the clip's first token and of the row; n is a constant at the call. The sums of a few
+// neighbouring pixels stay in registers: they share the weights, and most of the input.
 ALWAYS_INLINE void dwconv_row(const int n, float *RESTRICT out, const float *RESTRICT inp, const float *RESTRICT weight,
                               const float *bias, int t, int h, int T, int H, int W, int C, int kt) {
-    for (int w = 0; w < W; w++) {
-        float sum[CONV_LANES];
-        #pragma omp simd
-        for (int c = 0; c < n; c++) sum[c] = bias ? bias[c] : 0.0f;
+    for (int w = 0; w < W; w += CONV_PIXELS) {
+        float sum[CONV_PIXELS][CONV_LANES];
+        prefetch_pixels(inp + ((size_t)(t * H + min_int(h + 2, H - 1)) * W + w) * C, min_int(CONV_PIXELS, W - w), n, C);
+        UNROLL
+        for (int i = 0; i < CONV_PIXELS; i++)
+            #pragma omp simd
+            for (int c = 0; c < n; c++) sum[i][c] = 0.0f;
         for (int dt = max_int(0, kt / 2 - t); dt < min_int(kt, T + kt / 2 - t); dt++)
-            for (int dh = max_int(0, 1 - h); dh < min_int(3, H + 1 - h); dh++)
-                for (int dw = max_int(0, 1 - w); dw < min_int(3, W + 1 - w); dw++) {
-                    const float *RESTRICT x = inp + ((size_t)((t + dt - kt / 2) * H + h + dh - 1) * W + w + dw - 1) * C;
-                    const float *RESTRICT k = weight + (size_t)((dt * 3 + dh) * 3 + dw) * C;
-                    #pragma omp simd
-                    for (int c = 0; c < n; c++) sum[c] += x[c] * k[c];
+            for (int dh = max_int(0, 1 - h); dh < min_int(3, H + 1 - h); dh++) {
+                const float *RESTRICT row = inp + (((size_t)(t + dt - kt / 2) * H + h + dh - 1) * W + w) * C;
+                const float *RESTRICT k = weight + (size_t)(dt * 3 + dh) * 3 * C;
+                UNROLL
+                for (int j = 0; j < CONV_PIXELS + 2; j++) {  // column w + j - 1 meets the sum of pixel w + i in tap j - i
+                    if (w + j - 1 < 0 || w + j - 1 >= W) continue;
+                    const float *RESTRICT x = row + (j - 1) * C;
+                    UNROLL
+                    for (int i = 0; i < CONV_PIXELS; i++)
+                        if (j - i >= 0 && j - i < 3)
+                            #pragma omp simd
+                            for (int c = 0; c < n; c++) sum[i][c] += x[c] * k[(j - i) * C + c];
                 }
-        #pragma omp simd
-        for (int c = 0; c < n; c++) out[(size_t)w * C + c] = sum[c];
+            }
+        UNROLL
+        for (int i = 0; i < CONV_PIXELS; i++)
+            if (w + i < W)
+                #pragma omp simd
+                for (int c = 0; c < n; c++) out[(size_t)(w + i) * C + c] = sum[i][c] + (bias ? bias[c] : 0.0f);
     }
 }
 
-// the body of dwconv_forward, and of dwconv_backward's dinp with the kernel turned
-static void dwconv_apply(float *out, const float *inp, const float *weight, int turned, const float *bias, int B, int T,
-                         int H, int W, int C, int kt) {
-    float *taps = taps_first(weight, C, kt * 9, turned);
-    #pragma omp parallel for schedule(static)
-    for (int row = 0; row < B * T * H; row++)
-        for (int c = 0, h = row % H, t = row / H % T, b = row / (H * T); c < C; c += CONV_LANES) {
-            float *o = out + (size_t)row * W * C + c;
-            const float *x = inp + (size_t)b * T * H * W * C + c, *bias_c = bias ? bias + c : NULL;
-            if (C - c >= CONV_LANES) dwconv_row(CONV_LANES, o, x, taps + c, bias_c, t, h, T, H, W, C, kt);
-            else dwconv_row(C - c, o, x, taps + c, bias_c, t, h, T, H, W, C, kt);
-        }
-    free(taps);
+// number i of the batch's rows, (b, h, t): the frames' rows of one height follow each other, for they share their input
+static void dwconv_channels(float *out, const float *inp, const float *weight, const float *bias, int i, int T, int H,
+                            int W, int C, int kt) {
+    int t = i % T, h = i / T % H; size_t clip = (size_t)(i / (T * H)) * T * H * W * C, at = clip + (size_t)(t * H + h) * W * C;
+    for (int c = 0; c < C; c += CONV_LANES) {
+        const float *bias_c = bias ? bias + c : NULL;
+        if (C - c >= CONV_LANES) dwconv_row(CONV_LANES, out + at + c, inp + clip + c, weight + c, bias_c, t, h, T, H, W, C, kt);
+        else dwconv_row(C - c, out + at + c, inp + clip + c, weight + c, bias_c, t, h, T, H, W, C, kt);
+    }
 }
 
 // nn.Conv3d(C, C, (kt,3,3), padding=(kt//2,1,1), groups=C), and nn.Conv2d(C, C, 3, padding=1, groups=C) for kt = 1.
 // out, inp (B, T, H, W, C); weight (C, 1, [kt,] 3, 3); bias (C)
 static void dwconv_forward(float *out, const float *inp, const float *weight, const float *bias, int B, int T, int H, int W,
                            int C, int kt) {
-    dwconv_apply(out, inp, weight, 0, bias, B, T, H, W, C, kt);
+    float *taps = taps_first(weight, C, kt * 9, 0);
+    if (kt == 1) B *= T, T = 1;  // every frame is a clip
+    #pragma omp parallel for schedule(static)
+    for (int i = 0; i < B * T * H; i++) dwconv_channels(out, inp, taps, bias, i, T, H, W, C, kt);
+    free(taps);
 }
 
-// n channels of dweight (taps first) from one output row: a tap's sums stay in registers along the row
-ALWAYS_INLINE void dwconv_row_dweight(const int n, float *RESTRICT dweight, const float *RESTRICT dout,
-                                      const float *RESTRICT inp, int t, int h, int T, int H, int W, int C, int kt) {
+// n channels of dweight (taps first) and dbias from one output row: sums stay in registers along the row
+ALWAYS_INLINE void dwconv_row_dweight(const int n, float *RESTRICT dweight, float *RESTRICT dbias,
+                                      const float *RESTRICT dout, const float *RESTRICT inp, int t, int h, int T, int H,
+                                      int W, int C, int kt) {
     for (int dt = max_int(0, kt / 2 - t); dt < min_int(kt, T + kt / 2 - t); dt++)
-        for (int dh = max_int(0, 1 - h); dh < min_int(3, H + 1 - h); dh++)
-            for (int dw = 0; dw < 3; dw++) {
-                const float *RESTRICT x = inp + (size_t)((t + dt - kt / 2) * H + h + dh - 1) * W * C;
-                float sum[CONV_LANES], *RESTRICT k = dweight + (size_t)((dt * 3 + dh) * 3 + dw) * C;
+        for (int dh = max_int(0, 1 - h); dh < min_int(3, H + 1 - h); dh++) {
+            const float *RESTRICT row = inp + ((size_t)(t + dt - kt / 2) * H + h + dh - 1) * W * C;
+            float sum[4][CONV_LANES], *RESTRICT k = dweight + (size_t)(dt * 3 + dh) * 3 * C;  // three taps, and dout itself
+            UNROLL
+            for (int i = 0; i < 4; i++)
                 #pragma omp simd
-                for (int c = 0; c < n; c++) sum[c] = 0.0f;
-                for (int w = max_int(0, 1 - dw); w < min_int(W, W + 1 - dw); w++)
+                for (int c = 0; c < n; c++) sum[i][c] = 0.0f;
+            for (int w = 0; w < W; w++) {
+                const float *RESTRICT dy = dout + (size_t)w * C;
+                if (dt == kt / 2 && dh == 2) prefetch_pixels(row + (size_t)(W + w) * C, 1, n, C);
+                UNROLL
+                for (int i = 0; i < 3; i++) {
+                    if (w + i - 1 < 0 || w + i - 1 >= W) continue;
                     #pragma omp simd
-                    for (int c = 0; c < n; c++) sum[c] += x[(size_t)(w + dw - 1) * C + c] * dout[(size_t)w * C + c];
+                    for (int c = 0; c < n; c++) sum[i][c] += row[(size_t)(w + i - 1) * C + c] * dy[c];
+                }
                 #pragma omp simd
-                for (int c = 0; c < n; c++) k[c] += sum[c];
+                for (int c = 0; c < n; c++) sum[3][c] += dy[c];
             }
+            UNROLL
+            for (int i = 0; i < 3; i++)
+                #pragma omp simd
+                for (int c = 0; c < n; c++) k[i * C + c] += sum[i][c];
+            for (int c = 0; dt == kt / 2 && dh == 1 && c < n; c++) dbias[c] += sum[3][c];
+        }
 }
 
 // dinp is the same convolution of dout with the kernel turned around in all axes (the padding is symmetric);
-// dweight[tap] += sum over tokens of dout * inp[token + tap]
+// dweight[tap] += sum over tokens of dout * inp[token + tap];  dbias += sum over tokens of dout
 static void dwconv_backward(float *dinp, float *dweight, float *dbias, const float *dout, const float *inp,
                             const float *weight, int B, int T, int H, int W, int C, int kt) {
-    int taps = kt * 9; size_t sums = (size_t)taps * C, rows = (size_t)B * T * H;
-    float *partial = slices_alloc(sums);  // (SLICES, taps, C)
-    dwconv_apply(dinp, dout, weight, 1, NULL, B, T, H, W, C, kt);
-    add_column_sums(dbias, dout, B * T * H * W, C);
+    if (kt == 1) B *= T, T = 1;
+    int taps = kt * 9; size_t sums = (size_t)(taps + 1) * C, rows = (size_t)B * T * H;
+    float *partial = slices_alloc(sums), *turned = taps_first(weight, C, taps, 1);  // (SLICES, taps + 1, C): dbias comes last
     #pragma omp parallel for schedule(static)
     for (int slice = 0; slice < SLICES; slice++)
-        for (int row = (int)slice_start(rows, slice); row < (int)slice_start(rows, slice + 1); row++)
-            for (int c = 0, h = row % H, t = row / H % T, b = row / (H * T); c < C; c += CONV_LANES) {
-                const float *dy = dout + (size_t)row * W * C + c, *x = inp + (size_t)b * T * H * W * C + c;
-                float *dw = partial + (size_t)slice * sums + c;
-                if (C - c >= CONV_LANES) dwconv_row_dweight(CONV_LANES, dw, dy, x, t, h, T, H, W, C, kt);
-                else dwconv_row_dweight(C - c, dw, dy, x, t, h, T, H, W, C, kt);
+        for (int i = (int)slice_start(rows, slice); i < (int)slice_start(rows, slice + 1); i++) {
+            int t = i % T, h = i / T % H; size_t clip = (size_t)(i / (T * H)) * T * H * W * C;
+            for (int c = 0; c < C; c += CONV_LANES) {
+                const float *dy = dout + clip + (size_t)(t * H + h) * W * C + c, *x = inp + clip + c;
+                float *dw = partial + (size_t)slice * sums + c, *db = dw + (size_t)taps * C;
+                if (C - c >= CONV_LANES) dwconv_row_dweight(CONV_LANES, dw, db, dy, x, t, h, T, H, W, C, kt);
+                else dwconv_row_dweight(C - c, dw, db, dy, x, t, h, T, H, W, C, kt);
             }
+            dwconv_channels(dinp, dout, turned, NULL, i, T, H, W, C, kt);
+        }
     slices_sum(partial, sums);
-    for (int c = 0; c < C; c++)
+    for (int c = 0; c < C; c++) {
         for (int k = 0; k < taps; k++) dweight[(size_t)c * taps + k] += partial[(size_t)k * C + c];
-    free(partial);
+        dbias[c] += partial[(size_t)taps * C + c];
+    }
+    free(turned); free(partial);
 }
 
 // col (frames*OH*OW, C*k*k) = the k x k patches of inp (frames, H, W, C), zeros outside; column (c*k + ky)*k + kx as in the
@@ -627,7 +672,10 @@ static void conv_backward(float *dinp, float *dweight, float *dbias, const float
 // pixels (64 per frame at 256 x 256), so a block of queries and all its scores fit in cache and the (P, Pk) matrix is never
 // stored: backward computes it again.
 
-enum { QUERY_BLOCK = 128, QUERY_SLICES = 8 };  // queries at a time, their scores in L2; slices of a frame in backward
+enum { QUERY_BLOCK = 256 };  // queries at a time, their scores in L2
+
+// backward's slices of a frame's P queries: of at least one block, for keys are packed once for each
+static int query_slices(int P) { return max_int(1, min_int(8, P / QUERY_BLOCK)); }
 
 // prob (n, Pk) = softmax over keys of scale * q k^T, for n queries; q, k rows of C floats (one head's columns)
 static void attention_scores(float *prob, const float *q, const float *k, int n, int Pk, int C, int hd) {
@@ -667,19 +715,19 @@ static void attention_forward(float *out, const float *q, const float *k, const 
 }
 
 // With prob as in forward:  dv = prob^T dout;  dprob = dout v^T;  ds = prob (dprob - sum_keys(dprob prob)) / sqrt(hd);
-// dq = ds k;  dk = ds^T q.  dk and dv sum over queries: in QUERY_SLICES fixed slices, added in order.
+// dq = ds k;  dk = ds^T q.  dk and dv sum over queries: in fixed slices, added in order.
 static void attention_backward(float *dq, float *dk, float *dv, const float *dout, const float *q, const float *k,
                                const float *v, int N, int P, int Pk, int C, int heads) {
-    int hd = C / heads; float scale = 1.0f / sqrtf((float)hd);
+    int hd = C / heads, slices = query_slices(P); float scale = 1.0f / sqrtf((float)hd);
     size_t kv = (size_t)N * Pk * C;
-    float *partial = (float *)calloc_check(2 * QUERY_SLICES * kv, sizeof(float));  // (QUERY_SLICES, {dk, dv}, N, Pk, C)
+    float *partial = (float *)calloc_check(2 * slices * kv, sizeof(float));  // (slices, {dk, dv}, N, Pk, C)
     #pragma omp parallel
     {
         float *prob = malloc_floats((size_t)QUERY_BLOCK * Pk), *ds = malloc_floats((size_t)QUERY_BLOCK * Pk);
         #pragma omp for schedule(static)
-        for (int task = 0; task < N * heads * QUERY_SLICES; task++) {
-            int slice = task % QUERY_SLICES, head = task / QUERY_SLICES % heads, f = task / (QUERY_SLICES * heads);
-            int start = (int)((int64_t)P * slice / QUERY_SLICES), end = (int)((int64_t)P * (slice + 1) / QUERY_SLICES);
+        for (int task = 0; task < N * heads * slices; task++) {
+            int slice = task % slices, head = task / slices % heads, f = task / (slices * heads);
+            int start = (int)((int64_t)P * slice / slices), end = (int)((int64_t)P * (slice + 1) / slices);
             size_t at_k = (size_t)f * Pk * C + (size_t)head * hd;
             float *pdk = partial + 2 * (size_t)slice * kv + at_k, *pdv = pdk + kv;
             for (int p = start; p < end; p += QUERY_BLOCK) {
@@ -705,7 +753,7 @@ static void attention_backward(float *dq, float *dk, float *dv, const float *dou
     #pragma omp parallel for simd schedule(static)
     for (size_t i = 0; i < kv; i++) {
         dk[i] = dv[i] = 0.0f;
-        for (size_t s = 0; s < QUERY_SLICES; s++) dk[i] += partial[2 * s * kv + i], dv[i] += partial[(2 * s + 1) * kv + i];
+        for (size_t at = i, s = 0; s < (size_t)slices; s++, at += 2 * kv) dk[i] += partial[at], dv[i] += partial[at + kv];
     }
     free(partial);
 }
@@ -1795,6 +1843,9 @@ static void model_trainable(Model *m) {
 
 #endif
 #if VIVIM_PART != 1  // the graph: from here to the end of section 13 nothing but operations touches a tensor
+#ifndef VIVIM_PART
+#include "dev/op_times.h"  // a timer around each operation, which --bench turns on
+#endif
 
 #ifndef DECODED_AT_ONCE
 #define DECODED_AT_ONCE 1  // frames: of one, the decoder's map may stay in a CPU's cache
@@ -2543,7 +2594,7 @@ static const Option OPTIONS[] = {
     {"resume", "", "go on with the training that --out holds, as if it had never stopped", 'f', 0, 0, FIELD(resume)},
     {"size", "0", "height and width of frames; 0: the shard's, in prediction the checkpoint's", 'i', 0, 16384, FIELD(size)},
     {"frames", "0", "frames of a clip (T); 0: 5, in prediction the checkpoint's", 'i', 0, 4096, FIELD(frames)},
-    {"batch", "4", "clips of a batch, of all processes together", 'i', 1, 4096, FIELD(batch)},
+    {"batch", "", "clips of a batch, of all processes together; else 4, with --bench 1", 'i', 1, 4096, FIELD(batch)},
     {"epochs", "12", "passes over the training shard (a last, incomplete batch is left out)", 'i', 1, 100000, FIELD(epochs)},
     {"lr", "0.002", "Adam's learning rate; falls towards 1 % along a cosine, epoch by epoch", 'd', 1e-9, 1, FIELD(lr)},
     {"bce", "plain", "cross-entropy of the loss: plain (mean over pixels) or weighted (near edges)", 's', 0, 0, FIELD(bce)},
@@ -2565,7 +2616,7 @@ static const Option OPTIONS[] = {
     {"checkpoint", "out/best.safetensors", "weights and sizes for --predict and --eval", 's', 0, 0, FIELD(checkpoint)},
     {"stride", "0", "of predicted clips; 0: every frame has a clip of its own (the paper's way)", 'i', 0, 4096, FIELD(stride)},
     {"memory-limit", "0", "GiB that may be used; 0: what the machine has", 'd', 0, 1e6, FIELD(memory_limit)},
-    {"bench", "", "time one clip (--frames, --size 256 unless given): forward and training step", 'f', 0, 0, FIELD(bench)},
+    {"bench", "", "time forward pass and training step (--frames 5, --size 256 unless given)", 'f', 0, 0, FIELD(bench)},
     {"help", "", "this list", 'f', 0, 0, FIELD(help)},
     {NULL, NULL, NULL, 0, 0, 0, 0},
 };
@@ -2897,6 +2948,7 @@ int train_vivim(int argc, char **argv) {
     parallel_start(&argc, &argv);
     options_parse(&options, OPTIONS, argc, argv);
     set_threads_wanted(options.threads);
+    if (options.batch == 0) options.batch = options.bench ? 1 : 4;
     if (options.help) {
         printf("usage: " VIVIM_PROGRAM " [--option value ...]\n\n"
                "Trains Vivim, a video vision Mamba, to segment videos. Without options: a tiny model on synthetic clips.\n\n");

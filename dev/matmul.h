@@ -12,29 +12,51 @@
 // Packing: at every step k the tile wants NR neighbours of row k of B. In memory the next row is a whole matrix row away,
 //   or the matrix lies the other way round, as weight (N, K) does. So B is first copied into panels [k][NR], read from
 //   beginning to end: no cache line or page is touched for a few numbers only. A is read in place where its rows run along
-//   k (6 streams are no problem); where they do not (dweight = dout^T inp) it is packed into panels [k][MR].
-// Passes: the sum over k is cut into passes of at most KC steps, each a product that adds to C. 6 rows of A (12 KiB) then
-//   stay in L1 while the panels of B (1 MiB at most) stream past them from L2; then the next 6 rows.
-// Threads: a tile of C is the work of one thread, in the order of k. Where C is too small to share (dweight: a sum over
+//   k (6 streams are no problem); where they do not (dweight = dout^T inp) each block of it is packed into panels [k][MR].
+// Blocks: C is cut into blocks of at most MC rows and NC columns, the sum over k into passes of at most KC steps, each a
+//   product that adds to C. 6 rows of A (12 KiB) then stay in L1 while the panels of B (1 MiB at most) stream past them
+//   from L2; then the next 6 rows.
+// Threads: a block of C is the work of one thread, in the order of k. Where C is too small to share (dweight: a sum over
 //   all tokens into a small matrix), the sum is cut into slices, each with a C of its own, added in order at the end.
 
-#ifdef __AVX512F__
+#if defined(VIVIM_AMX)  // make AMX=1: matmul_amx.h, which has its own panels, of factors rounded to bfloat16
+enum { MR = 32, NR = 32, LANES = 32, STEPS = 32, KC = 1024 };
+typedef uint16_t Packed;
+#elif defined(__AVX512F__)
 enum { MR = 6, NR = 64, LANES = 16 };  // LANES: the last panel is as narrow as it can be in steps of one vector
 #else
 enum { MR = 6, NR = 16, LANES = 8 };    // 12 of 16 AVX2 registers, 24 of 32 NEON registers
 #endif
-enum { KC = 512, IN_PLACE = 128 };    // A^T is not packed if its rows are this short: step k + 1 is on the next lines
+#ifndef VIVIM_AMX
+enum { STEPS = 1, KC = 512,  // steps of a pass: a multiple of, at most
+       IN_PLACE = 128 };     // A^T is not packed if its rows are this short: step k + 1 is on the next lines
+typedef float Packed;
+#endif
+enum { MC = 192, NC = 512 };  // rows and columns of a block: at most
 
 // The product without transposes: A(i,k) stands at A[i * A_row + k * A_col] and one of the strides is 1; B(k,j) likewise.
 typedef struct {
-    float *C, *A_panels, *B_panels;  // C (M, N); packed operands of a pass, A_panels NULL if A is read in place
-    const float *A, *B, *bias;       // (M, K), (K, N), (N) or NULL
+    float *C; Packed *B_panels;  // C (M, N); all of op(B), packed
+    const float *A, *B, *bias;   // (M, K), (K, N), (N) or NULL
     size_t ldc, A_row, A_col, B_row, B_col;
-    int M, N, K, accumulate;
+    int M, N, K, accumulate, packed;  // packed: A is panels [k][MR]
 } Product;
 
 static inline int round_up(int n, int step) { return ceil_div(n, step) * step; }
+static inline int cut_evenly(int n, int most, int step) { return round_up(ceil_div(n, ceil_div(n, most)), step); }
 
+// steps k0 .. k0+K of a product as a product of their own
+static Product product_steps(const Product *p, int k0, int K) {
+    Product q = *p;
+    q.A += k0 * p->A_col, q.B += k0 * p->B_row, q.K = min_int(K, p->K - k0);
+    if (q.B_panels) q.B_panels += (size_t)k0 * round_up(p->N, LANES);
+    if (k0 > 0) q.accumulate = 1, q.bias = NULL;
+    return q;
+}
+
+#ifdef VIVIM_AMX
+#include "matmul_amx.h"
+#else
 // columns j0 .. j0+NR of B become a panel [k][NR]; the last is only as wide as needed, in steps of LANES, filled with zeros
 static void pack_B(const Product *p, int j0) {
     int w = min_int(NR, p->N - j0), width = round_up(w, LANES), k = 0;
@@ -48,17 +70,6 @@ static void pack_B(const Product *p, int j0) {
             for (int l = k; l < k + 16; l++) panel[(size_t)l * width + j] = b[j * p->B_col + l];
     for (; k < p->K; k++)
         for (int j = 0; j < w; j++) panel[(size_t)k * width + j] = b[j * p->B_col + k];
-}
-
-// rows i0 .. i1 of a transposed A become panels [k][MR], 16 steps at a time: all of the lines touched are used at once
-static void pack_A(const Product *p, int i0, int i1) {
-    for (int k0 = 0; k0 < p->K; k0 += 16)
-        for (int i = i0; i < i1; i += MR)
-            for (int k = k0; k < min_int(k0 + 16, p->K); k++) {
-                float *panel = p->A_panels + (size_t)i * p->K + (size_t)k * MR;
-                if (i + MR <= i1) memcpy(panel, p->A + i + k * p->A_col, MR * sizeof(float));  // constant size: two moves
-                else memcpy(panel, p->A + i + k * p->A_col, (size_t)(i1 - i) * sizeof(float));
-            }
 }
 
 // The kernel: c (MR, width) = [c +] bias + sum_k a(:,k) b(k,:); row i of a begins at a + row[i]. width is constant at every
@@ -90,12 +101,12 @@ ALWAYS_INLINE void tile(const int width, float *RESTRICT c, size_t ldc, const fl
 static void product_tile(const Product *p, int i0, int j0) {
     int m = min_int(MR, p->M - i0), w = min_int(NR, p->N - j0), width = round_up(w, LANES), K = p->K;
     int ragged = m < MR || w < width, add = p->accumulate && !ragged;
-    const float *a = p->A_panels ? p->A_panels + (size_t)i0 * K : p->A + i0 * p->A_row, *b = p->B_panels + (size_t)j0 * K;
+    const float *a = p->A + i0 * p->A_row, *b = p->B_panels + (size_t)j0 * K;
     const float *bias = p->bias ? p->bias + j0 : NULL, *bias_to = ragged ? NULL : bias;
-    size_t a_row = p->A_panels ? 1 : p->A_row, a_col = p->A_panels ? (size_t)MR : p->A_col, row[MR];
+    size_t a_col = p->A_col, row[MR];
     size_t ldc = p->ldc, ldto = ragged ? (size_t)NR : ldc;
     float buffer[MR * NR], *c = p->C + i0 * ldc + j0, *to = ragged ? buffer : c;
-    for (int i = 0; i < MR; i++) row[i] = (size_t)min_int(i, m - 1) * a_row;
+    for (int i = 0; i < MR; i++) row[i] = (size_t)min_int(i, m - 1) * (p->packed ? 1 : p->A_row);
     switch (width / LANES) {
         case 1: tile(1 * LANES, to, ldto, a, row, a_col, b, bias_to, K, add); break;
         case 2: tile(2 * LANES, to, ldto, a, row, a_col, b, bias_to, K, add); break;
@@ -109,82 +120,130 @@ static void product_tile(const Product *p, int i0, int j0) {
             c[i * ldc + j] = (p->accumulate ? c[i * ldc + j] : 0.0f) + (bias ? bias[j] : 0.0f) + buffer[i * NR + j];
 }
 
-// steps k0 .. k0+K of a product as a product of their own
-static Product product_steps(const Product *p, int k0, int K) {
-    Product q = *p;
-    q.A += k0 * p->A_col, q.B += k0 * p->B_row, q.K = min_int(K, p->K - k0);
-    if (k0 > 0) q.accumulate = 1, q.bias = NULL;
-    return q;
+// rows i0 .. i1 of a transposed A become panels [k][MR], 16 steps at a time: all of the lines touched are used at once
+static void pack_A(const Product *p, int i0, int i1, float *panels) {
+    for (int k0 = 0; k0 < p->K; k0 += 16)
+        for (int i = i0; i < i1; i += MR) {
+            float *panel = panels + (size_t)(i - i0) * p->K; const float *a = p->A + i;
+            for (int k = k0; k < min_int(k0 + 16, p->K); k++)
+                if (i + MR <= i1) memcpy(panel + k * MR, a + k * p->A_col, MR * sizeof(float));  // constant size: two moves
+                else memcpy(panel + k * MR, a + k * p->A_col, (size_t)(i1 - i) * sizeof(float));
+        }
 }
 
-// cuts the sum into equal passes, makes room for the panels of one (free B_panels afterwards), returns its steps
-static int product_passes(Product *p) {
-    int depth = ceil_div(p->K, ceil_div(p->K, KC)), in_place = p->A_col <= IN_PLACE;
-    size_t B_size = (size_t)round_up(p->N, LANES) * depth, A_size = in_place ? 0 : (size_t)round_up(p->M, MR) * depth;
-    p->B_panels = malloc_floats(A_size + B_size);
-    p->A_panels = in_place ? NULL : p->B_panels + B_size;
-    return depth;
+// One pass over rows i0 .. i1 and columns j0 .. j1 of C. panels: those rows of A^T, packed; NULL: A is read in place
+static void product_block(Product p, int i0, int i1, int j0, int j1, const float *panels) {
+    p.packed = panels != NULL;
+    p.A = panels ? panels : p.A + i0 * p.A_row;
+    p.A_row = panels ? (size_t)p.K : p.A_row, p.A_col = panels ? (size_t)MR : p.A_col;
+    p.C += i0 * p.ldc, p.M = i1 - i0;
+    for (int i = 0; i < p.M; i += MR)
+        for (int j = j0; j < j1; j += NR) product_tile(&p, i, j);
 }
 
-static void product_serial(Product p) {
-    int depth = product_passes(&p);
+// workspace, in floats: for packed B, and, per thread, for a block of packed A^T
+static size_t packed_B(const Product *p) { return (size_t)round_up(p->N, LANES) * p->K; }
+static size_t packed_A(const Product *p) { return p->A_col > IN_PLACE ? (size_t)round_up(MC, MR) * min_int(p->K, KC) : 0; }
+#endif
+
+// on the calling thread; workspace: packed_B + packed_A
+static void product_serial(Product p, float *workspace) {
+    int depth = cut_evenly(p.K, KC, STEPS);
+    Packed *panels = packed_A(&p) ? (Packed *)(void *)(workspace + packed_B(&p)) : NULL;
+    p.B_panels = (Packed *)(void *)workspace;
     for (int k0 = 0; k0 < p.K; k0 += depth) {
         Product q = product_steps(&p, k0, depth);
-        for (int j = 0; j < p.N; j += NR) pack_B(&q, j);
-        if (p.A_panels) pack_A(&q, 0, p.M);
-        for (int i = 0; i < p.M; i += MR)
-            for (int j = 0; j < p.N; j += NR) product_tile(&q, i, j);
+        for (int j0 = 0, j1; j0 < p.N; j0 = j1) {
+            j1 = min_int(j0 + NC, p.N);
+            for (int j = j0; j < j1; j += NR) pack_B(&q, j);
+            for (int i0 = 0, i1; i0 < p.M; i0 = i1) {
+                i1 = min_int(i0 + MC, p.M);
+                if (panels) pack_A(&q, i0, i1, panels);
+                product_block(q, i0, i1, j0, j1, panels);
+            }
+        }
     }
-    free(p.B_panels);
 }
 
-// C is cut into blocks of up to 192 rows, and of as many columns as leave 32 pieces and keep their panels of B within L2
-// (sizes by trial on the products of b0 and b3)
+static Arena product_workspace;  // of the two functions below, which one thread calls at a time. Huge pages
+
+static int max_threads(void) {
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+static int this_thread(void) {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+// The blocks are of a size that leaves 32 pieces for the threads. Static: a thread has the same pieces in every pass, so
+// nobody waits between passes (nowait). Pieces of the same rows follow each other: A^T is packed once for them.
 static void product_tiled(Product p) {
-    int depth = product_passes(&p), rows = round_up(min_int(max_int(p.M / 4, 48), 192), MR);
-    int cols = max_int(min_int(ceil_div(p.M, rows) * ceil_div(p.N, NR) / 32, 512 / NR), 1) * NR;
+    int depth = cut_evenly(p.K, KC, STEPS), rows = cut_evenly(p.M, min_int(max_int(p.M / 4, 48), MC), MR);
+    int columns = max_int(min_int(ceil_div(p.M, rows) * ceil_div(p.N, NR) / 32, NC / NR), 1) * NR;
+    size_t size_B = packed_B(&p), size_A = packed_A(&p);
+    arena_reserve(&product_workspace, (size_B + size_A * (size_t)max_threads()) * sizeof(float));
+    float *workspace = (float *)(void *)product_workspace.base;
+    p.B_panels = (Packed *)(void *)workspace;
     #pragma omp parallel
-    for (int k0 = 0; k0 < p.K; k0 += depth) {
-        Product q = product_steps(&p, k0, depth);
-        #pragma omp for schedule(static) nowait
-        for (int j = 0; j < p.N; j += NR) pack_B(&q, j);
-        #pragma omp for schedule(static)
-        for (int i = 0; i < (p.A_panels ? p.M : 0); i += rows) pack_A(&q, i, min_int(i + rows, p.M));
+    {
+        Packed *panels = size_A ? (Packed *)(void *)(workspace + size_B + size_A * (size_t)this_thread()) : NULL;
         #pragma omp for schedule(static) collapse(2)
-        for (int i = 0; i < p.M; i += rows)
-            for (int j = 0; j < p.N; j += cols)
-                for (int ti = i; ti < min_int(i + rows, p.M); ti += MR)
-                    for (int tj = j; tj < min_int(j + cols, p.N); tj += NR) product_tile(&q, ti, tj);
+        for (int k0 = 0; k0 < p.K; k0 += depth)
+            for (int j = 0; j < p.N; j += NR) {
+                Product q = product_steps(&p, k0, depth);
+                pack_B(&q, j);
+            }
+        for (int k0 = 0; k0 < p.K; k0 += depth) {
+            Product q = product_steps(&p, k0, depth); int packed = -1;
+            #pragma omp for schedule(static) collapse(2) nowait
+            for (int i = 0; i < p.M; i += rows)
+                for (int j = 0; j < p.N; j += columns) {
+                    int i1 = min_int(i + rows, p.M);
+                    if (panels && i != packed) pack_A(&q, i, i1, panels);
+                    packed = i;
+                    product_block(q, i, i1, j, min_int(j + columns, p.N), panels);
+                }
+        }
     }
-    free(p.B_panels);
 }
 
 // a long sum into a small C: slices of the sum, the first into C, the others each into a C of its own, then added in order
 static void product_sliced(Product p, int slices) {
     int depth = ceil_div(p.K, slices);
-    size_t outputs = (size_t)p.M * p.N;
-    float *partial = malloc_floats(slices * outputs);  // (slices, M, N)
+    size_t outputs = (size_t)p.M * p.N, cache_line = 16;
+    Product first = product_steps(&p, 0, depth);
+    size_t work = packed_B(&first) + packed_A(&first);
     slices = ceil_div(p.K, depth);
+    size_t partials = (slices * outputs + cache_line - 1) / cache_line * cache_line;
+    arena_reserve(&product_workspace, (partials + work * (size_t)max_threads()) * sizeof(float));
+    float *partial = (float *)(void *)product_workspace.base;  // (slices, M, N)
     #pragma omp parallel
     {
         #pragma omp for schedule(static)
         for (int s = 0; s < slices; s++) {
             Product q = product_steps(&p, s * depth, depth);
             if (s > 0) q.C = partial + s * outputs, q.ldc = (size_t)p.N, q.accumulate = 0;
-            product_serial(q);
+            product_serial(q, partial + partials + work * (size_t)this_thread());
         }
         #pragma omp for schedule(static)
         for (int i = 0; i < p.M; i++)
             for (int s = 1; s < slices; s++)
                 for (int j = 0; j < p.N; j++) p.C[i * p.ldc + j] += partial[s * outputs + (size_t)i * p.N + j];
     }
-    free(partial);
 }
 
 static Product product(float *C, int ldc, const float *A, int lda, int transA, const float *B, int ldb, int transB,
                        const float *bias, int M, int N, int K, int accumulate) {
     size_t a = (size_t)lda, b = (size_t)ldb, A_row = transA ? 1 : a, A_col = transA ? a : 1;
-    Product p = {C, NULL, NULL, A, B, bias, (size_t)ldc, A_row, A_col, transB ? 1 : b, transB ? b : 1, M, N, K, accumulate};
+    Product p = {C, NULL, A, B, bias, (size_t)ldc, A_row, A_col, transB ? 1 : b, transB ? b : 1, M, N, K, accumulate, 0};
     return p;
 }
 
@@ -192,7 +251,10 @@ static Product product(float *C, int ldc, const float *A, int lda, int transA, c
 // rows of A begin lda floats apart; B and C likewise. On the calling thread, for use inside parallel loops:
 static void matmul_serial(float *C, int ldc, const float *A, int lda, int transA, const float *B, int ldb, int transB,
                           const float *bias, int M, int N, int K, int accumulate) {
-    product_serial(product(C, ldc, A, lda, transA, B, ldb, transB, bias, M, N, K, accumulate));
+    Product p = product(C, ldc, A, lda, transA, B, ldb, transB, bias, M, N, K, accumulate);
+    float *workspace = malloc_floats(packed_B(&p) + packed_A(&p));
+    product_serial(p, workspace);
+    free(workspace);
 }
 
 // the same on all threads
@@ -200,7 +262,8 @@ static void matmul(float *C, int ldc, const float *A, int lda, int transA, const
                    const float *bias, int M, int N, int K, int accumulate) {
     Product p = product(C, ldc, A, lda, transA, B, ldb, transB, bias, M, N, K, accumulate);
     int slices = min_int(32, K / 512);                 // shorter ones cost more to add than they gain
-    if ((double)M * N * K < 500e3) product_serial(p);  // ten microseconds: not worth waking the other threads
+    if ((double)M * N * K < 500e3)  // ten microseconds: not worth waking the other threads
+        matmul_serial(C, ldc, A, lda, transA, B, ldb, transB, bias, M, N, K, accumulate);
     else if (slices >= 4 && (int64_t)M * N <= 128 * 1024) product_sliced(p, slices);
     else product_tiled(p);
 }

@@ -36,6 +36,8 @@ static inline void option_set(void *options, const Option *option, const char *v
     void *field = (char *)options + option->field;
     if (option->kind == 'f') {
         *(int *)field = value[0] != '\0';
+    } else if (option->kind == 'i' && value == option->fallback && value[0] == '\0') {
+        *(int *)field = 0;  // no fallback: the program sees that nothing was said
     } else if (option->kind == 's') {
         if (value[0] == '\0' && option->fallback[0])
             fail("--%s '': is empty; leave it out for %s", option->name, option->fallback);
