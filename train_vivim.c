@@ -7,8 +7,9 @@ boundary head on the first features learns the mask's edge, under a frozen netwo
 Paper: Yang et al., "Vivim: a Video Vision Mamba for Medical Video Segmentation", IEEE TCSVT 2025, arXiv 2401.14168.
 
 Not in this file: reading images and videos (prepro/frames.c), synthetic data (prepro/phantom.c), the training of that
-frozen network (prepro/affine.c); and in headers, included where they belong: files and frames (prepro/), the matrix
-product's inner loops, --bench and --predict, training in several processes (dev/matmul.h, bench.h, predict.h, parallel.h).
+frozen network (prepro/affine.c); and in headers, included where they belong: files, frames, options (prepro/), the inner
+loops of products and depthwise convolutions (dev/matmul.h, dwconv.h), --bench and --predict (dev/bench.h, op_times.h,
+predict.h), training in several processes (dev/parallel.h).
 
 Build and run:  make train_vivim && ./train_vivim          (./train_vivim --help lists every option)
 
@@ -456,138 +457,7 @@ static void residual(float *out, const float *x, const float *branch, const floa
 // ---------------------------------------------------------------------------------------------------------------------
 // 6 CONVOLUTIONS
 
-enum { CONV_LANES = 2 * LANES, CONV_PIXELS = 4 };  // channels and pixels that a depthwise convolution handles at a time
-
-// asks early for n channels of some pixels: the processor does not foresee steps of a whole pixel
-static inline void prefetch_pixels(const float *x, int pixels, int n, int C) {
-    for (int i = 0; i < pixels; i++)
-        for (int c = 0; c < n; c += 16) PREFETCH(x + (size_t)i * C + c);
-}
-
-// weight (C, taps), PyTorch's order -> (taps, C), so that a tap's weights of neighbouring channels are neighbours.
-// turned: the taps in reverse order.
-static float *taps_first(const float *weight, int C, int taps, int turned) {
-    float *w = malloc_floats((size_t)taps * C);
-    for (int c = 0; c < C; c++)
-        for (int k = 0; k < taps; k++) w[(size_t)(turned ? taps - 1 - k : k) * C + c] = weight[(size_t)c * taps + k];
-    return w;
-}
-
-// n channels of one output row (b, t, h): out[w] = bias + sum over (kt, 3, 3) of inp[neighbour] * weight[tap].
-// inp and out point at channel c0 of the clip's first token and of the row; n is a constant at the call. The sums of a few
-// neighbouring pixels stay in registers: they share the weights, and most of the input.
-ALWAYS_INLINE void dwconv_row(const int n, float *RESTRICT out, const float *RESTRICT inp, const float *RESTRICT weight,
-                              const float *bias, int t, int h, int T, int H, int W, int C, int kt) {
-    for (int w = 0; w < W; w += CONV_PIXELS) {
-        float sum[CONV_PIXELS][CONV_LANES];
-        prefetch_pixels(inp + ((size_t)(t * H + min_int(h + 2, H - 1)) * W + w) * C, min_int(CONV_PIXELS, W - w), n, C);
-        UNROLL
-        for (int i = 0; i < CONV_PIXELS; i++)
-            #pragma omp simd
-            for (int c = 0; c < n; c++) sum[i][c] = 0.0f;
-        for (int dt = max_int(0, kt / 2 - t); dt < min_int(kt, T + kt / 2 - t); dt++)
-            for (int dh = max_int(0, 1 - h); dh < min_int(3, H + 1 - h); dh++) {
-                const float *RESTRICT row = inp + (((size_t)(t + dt - kt / 2) * H + h + dh - 1) * W + w) * C;
-                const float *RESTRICT k = weight + (size_t)(dt * 3 + dh) * 3 * C;
-                UNROLL
-                for (int j = 0; j < CONV_PIXELS + 2; j++) {  // column w + j - 1 meets the sum of pixel w + i in tap j - i
-                    if (w + j - 1 < 0 || w + j - 1 >= W) continue;
-                    const float *RESTRICT x = row + (j - 1) * C;
-                    UNROLL
-                    for (int i = 0; i < CONV_PIXELS; i++)
-                        if (j - i >= 0 && j - i < 3)
-                            #pragma omp simd
-                            for (int c = 0; c < n; c++) sum[i][c] += x[c] * k[(j - i) * C + c];
-                }
-            }
-        UNROLL
-        for (int i = 0; i < CONV_PIXELS; i++)
-            if (w + i < W)
-                #pragma omp simd
-                for (int c = 0; c < n; c++) out[(size_t)(w + i) * C + c] = sum[i][c] + (bias ? bias[c] : 0.0f);
-    }
-}
-
-// number i of the batch's rows, (b, h, t): the frames' rows of one height follow each other, for they share their input
-static void dwconv_channels(float *out, const float *inp, const float *weight, const float *bias, int i, int T, int H,
-                            int W, int C, int kt) {
-    int t = i % T, h = i / T % H; size_t clip = (size_t)(i / (T * H)) * T * H * W * C, at = clip + (size_t)(t * H + h) * W * C;
-    for (int c = 0; c < C; c += CONV_LANES) {
-        const float *bias_c = bias ? bias + c : NULL;
-        if (C - c >= CONV_LANES) dwconv_row(CONV_LANES, out + at + c, inp + clip + c, weight + c, bias_c, t, h, T, H, W, C, kt);
-        else dwconv_row(C - c, out + at + c, inp + clip + c, weight + c, bias_c, t, h, T, H, W, C, kt);
-    }
-}
-
-// nn.Conv3d(C, C, (kt,3,3), padding=(kt//2,1,1), groups=C), and nn.Conv2d(C, C, 3, padding=1, groups=C) for kt = 1.
-// out, inp (B, T, H, W, C); weight (C, 1, [kt,] 3, 3); bias (C)
-static void dwconv_forward(float *out, const float *inp, const float *weight, const float *bias, int B, int T, int H, int W,
-                           int C, int kt) {
-    float *taps = taps_first(weight, C, kt * 9, 0);
-    if (kt == 1) B *= T, T = 1;  // every frame is a clip
-    #pragma omp parallel for schedule(static)
-    for (int i = 0; i < B * T * H; i++) dwconv_channels(out, inp, taps, bias, i, T, H, W, C, kt);
-    free(taps);
-}
-
-// n channels of dweight (taps first) and dbias from one output row: sums stay in registers along the row
-ALWAYS_INLINE void dwconv_row_dweight(const int n, float *RESTRICT dweight, float *RESTRICT dbias,
-                                      const float *RESTRICT dout, const float *RESTRICT inp, int t, int h, int T, int H,
-                                      int W, int C, int kt) {
-    for (int dt = max_int(0, kt / 2 - t); dt < min_int(kt, T + kt / 2 - t); dt++)
-        for (int dh = max_int(0, 1 - h); dh < min_int(3, H + 1 - h); dh++) {
-            const float *RESTRICT row = inp + ((size_t)(t + dt - kt / 2) * H + h + dh - 1) * W * C;
-            float sum[4][CONV_LANES], *RESTRICT k = dweight + (size_t)(dt * 3 + dh) * 3 * C;  // three taps, and dout itself
-            UNROLL
-            for (int i = 0; i < 4; i++)
-                #pragma omp simd
-                for (int c = 0; c < n; c++) sum[i][c] = 0.0f;
-            for (int w = 0; w < W; w++) {
-                const float *RESTRICT dy = dout + (size_t)w * C;
-                if (dt == kt / 2 && dh == 2) prefetch_pixels(row + (size_t)(W + w) * C, 1, n, C);
-                UNROLL
-                for (int i = 0; i < 3; i++) {
-                    if (w + i - 1 < 0 || w + i - 1 >= W) continue;
-                    #pragma omp simd
-                    for (int c = 0; c < n; c++) sum[i][c] += row[(size_t)(w + i - 1) * C + c] * dy[c];
-                }
-                #pragma omp simd
-                for (int c = 0; c < n; c++) sum[3][c] += dy[c];
-            }
-            UNROLL
-            for (int i = 0; i < 3; i++)
-                #pragma omp simd
-                for (int c = 0; c < n; c++) k[i * C + c] += sum[i][c];
-            for (int c = 0; dt == kt / 2 && dh == 1 && c < n; c++) dbias[c] += sum[3][c];
-        }
-}
-
-// dinp is the same convolution of dout with the kernel turned around in all axes (the padding is symmetric);
-// dweight[tap] += sum over tokens of dout * inp[token + tap];  dbias += sum over tokens of dout
-static void dwconv_backward(float *dinp, float *dweight, float *dbias, const float *dout, const float *inp,
-                            const float *weight, int B, int T, int H, int W, int C, int kt) {
-    if (kt == 1) B *= T, T = 1;
-    int taps = kt * 9; size_t sums = (size_t)(taps + 1) * C, rows = (size_t)B * T * H;
-    float *partial = slices_alloc(sums), *turned = taps_first(weight, C, taps, 1);  // (SLICES, taps + 1, C): dbias comes last
-    #pragma omp parallel for schedule(static)
-    for (int slice = 0; slice < SLICES; slice++)
-        for (int i = (int)slice_start(rows, slice); i < (int)slice_start(rows, slice + 1); i++) {
-            int t = i % T, h = i / T % H; size_t clip = (size_t)(i / (T * H)) * T * H * W * C;
-            for (int c = 0; c < C; c += CONV_LANES) {
-                const float *dy = dout + clip + (size_t)(t * H + h) * W * C + c, *x = inp + clip + c;
-                float *dw = partial + (size_t)slice * sums + c, *db = dw + (size_t)taps * C;
-                if (C - c >= CONV_LANES) dwconv_row_dweight(CONV_LANES, dw, db, dy, x, t, h, T, H, W, C, kt);
-                else dwconv_row_dweight(C - c, dw, db, dy, x, t, h, T, H, W, C, kt);
-            }
-            dwconv_channels(dinp, dout, turned, NULL, i, T, H, W, C, kt);
-        }
-    slices_sum(partial, sums);
-    for (int c = 0; c < C; c++) {
-        for (int k = 0; k < taps; k++) dweight[(size_t)c * taps + k] += partial[(size_t)k * C + c];
-        dbias[c] += partial[(size_t)taps * C + c];
-    }
-    free(turned); free(partial);
-}
+#include "dev/dwconv.h"  // dwconv_forward, dwconv_backward: the depthwise convolutions, vectorised over channels
 
 // col (frames*OH*OW, C*k*k) = the k x k patches of inp (frames, H, W, C), zeros outside; column (c*k + ky)*k + kx as in the
 // weight's layout
@@ -2576,51 +2446,7 @@ static void metrics_finish(Metrics *s) {
 // ---------------------------------------------------------------------------------------------------------------------
 // 17 OPTIONS, TRAIN, EVALUATE, MAIN
 
-typedef struct {
-    const char *config, *scans, *train, *val, *out, *init, *bce, *dt_init, *affine, *checkpoint, *predict;
-    int size, edge, patch, frames, batch, epochs, seed, eval_every, save_every, flip, jitter, threads, stride, resume, eval;
-    int bench, sync_bn, help;
-    double lr, drop_path, dropout, memory_limit;
-} Options;
-
-#define FIELD(member) offsetof(Options, member)
-static const Option OPTIONS[] = {
-    {"config", "", "size of the model: tiny, b0, b1, b2, b3 (the paper's), b4, b5; else --init's", 's', 0, 0, FIELD(config)},
-    {"scans", "fbs", "directions of the scans: fbs (C3), fb (C2), f (C1), s (C4), none (no Mamba)", 's', 0, 0, FIELD(scans)},
-    {"train", "data/phantom_train.bin", "shard to train on", 's', 0, 0, FIELD(train)},
-    {"val", "data/phantom_val.bin", "shard to validate on, of videos that are not in the other", 's', 0, 0, FIELD(val)},
-    {"out", "out", "directory for checkpoints, log and pictures; of --predict, the shard to write", 's', 0, 0, FIELD(out)},
-    {"init", "", "weights to start from: Vivim's or SegFormer's (safetensors)", 's', 0, 0, FIELD(init)},
-    {"resume", "", "go on with the training that --out holds, as if it had never stopped", 'f', 0, 0, FIELD(resume)},
-    {"size", "0", "height and width of frames; 0: the shard's, in prediction the checkpoint's", 'i', 0, 16384, FIELD(size)},
-    {"frames", "0", "frames of a clip (T); 0: 5, in prediction the checkpoint's", 'i', 0, 4096, FIELD(frames)},
-    {"batch", "", "clips of a batch, of all processes together; else 4, with --bench 1", 'i', 1, 4096, FIELD(batch)},
-    {"epochs", "12", "passes over the training shard (a last, incomplete batch is left out)", 'i', 1, 100000, FIELD(epochs)},
-    {"lr", "0.002", "Adam's learning rate; falls towards 1 % along a cosine, epoch by epoch", 'd', 1e-9, 1, FIELD(lr)},
-    {"bce", "plain", "cross-entropy of the loss: plain (mean over pixels) or weighted (near edges)", 's', 0, 0, FIELD(bce)},
-    {"edge", "3", "layers of the boundary head: 3, or 1 (the released code's); 0: no boundary loss", 'i', 0, 3, FIELD(edge)},
-    {"affine", "", "network of the affine constraint; none: without; else beside the shard", 's', 0, 0, FIELD(affine)},
-    {"patch", "0", "side of the constraint's patches; 0: a quarter of the frames' side", 'i', 0, 1024, FIELD(patch)},
-    {"dt-init", "mamba", "initial step sizes of the scans: mamba or vivim (the released code's)", 's', 0, 0, FIELD(dt_init)},
-    {"drop-path", "0.1", "highest probability to drop a SegFormer branch", 'd', 0, 0.9, FIELD(drop_path)},
-    {"dropout", "0.1", "dropout before the last layer", 'd', 0, 0.9, FIELD(dropout)},
-    {"sync-bn", "1", "batch norm over the clips of 1 all processes, 0 each one's own", 'i', 0, 1, FIELD(sync_bn)},
-    {"flip", "1", "augmentation by flips: 1 on, 0 off", 'i', 0, 1, FIELD(flip)},
-    {"jitter", "1", "augmentation by brightness, contrast, saturation, sharpness: 1 on, 0 off", 'i', 0, 1, FIELD(jitter)},
-    {"eval-every", "1", "epochs between validations", 'i', 1, 100000, FIELD(eval_every)},
-    {"save-every", "0", "steps between savings for --resume, besides the end of every epoch", 'i', 0, 1e9, FIELD(save_every)},
-    {"seed", "1", "of all random numbers", 'i', 0, 2147483647, FIELD(seed)},
-    {"threads", "0", "0: as many as OpenMP chooses; results do not depend on it", 'i', 0, 1024, FIELD(threads)},
-    {"predict", "", "shard to segment: writes frames and predicted masks to the shard --out", 's', 0, 0, FIELD(predict)},
-    {"eval", "", "predict --val and compare with its masks", 'f', 0, 0, FIELD(eval)},
-    {"checkpoint", "out/best.safetensors", "weights and sizes for --predict and --eval", 's', 0, 0, FIELD(checkpoint)},
-    {"stride", "0", "of predicted clips; 0: every frame has a clip of its own (the paper's way)", 'i', 0, 4096, FIELD(stride)},
-    {"memory-limit", "0", "GiB that may be used; 0: what the machine has", 'd', 0, 1e6, FIELD(memory_limit)},
-    {"bench", "", "time forward pass and training step (--frames 5, --size 256 unless given)", 'f', 0, 0, FIELD(bench)},
-    {"help", "", "this list", 'f', 0, 0, FIELD(help)},
-    {NULL, NULL, NULL, 0, 0, 0, 0},
-};
-#undef FIELD
+#include "prepro/options.h"  // Options, OPTIONS: their table, with defaults, limits and what --help says
 
 static void model_from_options(Model *m, const Options *o) {
     const char *name = o->config[0] ? o->config : "tiny";
