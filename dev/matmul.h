@@ -20,7 +20,7 @@
 //   all tokens into a small matrix), the sum is cut into slices, each with a C of its own, added in order at the end.
 
 #if defined(VIVIM_AMX)  // make AMX=1: matmul_amx.h, which has its own panels, of factors rounded to bfloat16
-enum { MR = 32, NR = 32, LANES = 32, STEPS = 32, KC = 1024 };
+enum { MR = 32, NR = 32, LANES = 32, K_STEP = 32, KC = 1024 };
 typedef uint16_t Packed;
 #elif defined(__AVX512F__)
 enum { MR = 6, NR = 64, LANES = 16 };  // LANES: the last panel is as narrow as it can be in steps of one vector
@@ -28,7 +28,7 @@ enum { MR = 6, NR = 64, LANES = 16 };  // LANES: the last panel is as narrow as 
 enum { MR = 6, NR = 16, LANES = 8 };    // 12 of 16 AVX2 registers, 24 of 32 NEON registers
 #endif
 #ifndef VIVIM_AMX
-enum { STEPS = 1, KC = 512,  // steps of a pass: a multiple of, at most
+enum { K_STEP = 1, KC = 512,  // steps of a pass: a multiple of, at most
        IN_PLACE = 128 };     // A^T is not packed if its rows are this short: step k + 1 is on the next lines
 typedef float Packed;
 #endif
@@ -148,7 +148,7 @@ static size_t packed_A(const Product *p) { return p->A_col > IN_PLACE ? (size_t)
 
 // on the calling thread; workspace: packed_B + packed_A
 static void product_serial(Product p, float *workspace) {
-    int depth = cut_evenly(p.K, KC, STEPS);
+    int depth = cut_evenly(p.K, KC, K_STEP);
     Packed *panels = packed_A(&p) ? (Packed *)(void *)(workspace + packed_B(&p)) : NULL;
     p.B_panels = (Packed *)(void *)workspace;
     for (int k0 = 0; k0 < p.K; k0 += depth) {
@@ -186,7 +186,7 @@ static int this_thread(void) {
 // The blocks are of a size that leaves 32 pieces for the threads. Static: a thread has the same pieces in every pass, so
 // nobody waits between passes (nowait). Pieces of the same rows follow each other: A^T is packed once for them.
 static void product_tiled(Product p) {
-    int depth = cut_evenly(p.K, KC, STEPS), rows = cut_evenly(p.M, min_int(max_int(p.M / 4, 48), MC), MR);
+    int depth = cut_evenly(p.K, KC, K_STEP), rows = cut_evenly(p.M, min_int(max_int(p.M / 4, 48), MC), MR);
     int columns = max_int(min_int(ceil_div(p.M, rows) * ceil_div(p.N, NR) / 32, NC / NR), 1) * NR;
     size_t size_B = packed_B(&p), size_A = packed_A(&p);
     arena_reserve(&product_workspace, (size_B + size_A * (size_t)max_threads()) * sizeof(float));

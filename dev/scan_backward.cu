@@ -92,7 +92,7 @@ template <bool ATOMIC> __global__ static void __launch_bounds__(256) scan_stored
         #pragma unroll
         for (int n = 0; n < STATES; n++) {
             float b = n < p.N ? p.Bt[row * p.ldbc + n] : 0.0f, c = n < p.N ? p.Ct[row * p.ldbc + n] : 0.0f;
-            float e = exp2_hardware(delta * a[n]), h = e * before[n] + x * b, g = passed[n] + dy * c;
+            float e = scan_exp2(delta * a[n]), h = e * before[n] + x * b, g = passed[n] + dy * c;
             if (ATOMIC) {
                 if (here && n < p.N) atomicAdd(&to[n], g * x), atomicAdd(&to[STATES + n], dy * h);
             } else {  // lane n keeps the sum for dBt, lane 16 + n that for dCt
@@ -156,7 +156,7 @@ template <typename X> __global__ static void __launch_bounds__(4 * MOST_CHANNELS
             float delta = dt[i][j], c[4];
             load_states(c, (const float *)&Ct[i][g]);
             #pragma unroll
-            for (int n = 0; n < 4; n++) passed[n] = exp2_hardware(delta * a[n]) * (passed[n] + dy[i][j] * c[n]);
+            for (int n = 0; n < 4; n++) passed[n] = scan_exp2(delta * a[n]) * (passed[n] + dy[i][j] * c[n]);
             sum_dt += delta;
         }
     }
@@ -201,7 +201,7 @@ __global__ static void __launch_bounds__(4 * MOST_CHANNELS, SUMS == BLOCK_SUMS ?
             load_states(b, (const float *)&Bt[i][g]);
             #pragma unroll
             for (int n = 0; n < 4; n++) {
-                e[i][n] = exp2_hardware(delta * a[n]);
+                e[i][n] = scan_exp2(delta * a[n]);
                 h[i + 1][n] = e[i][n] * h[i][n] + x * b[n];
             }
         }

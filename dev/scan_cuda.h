@@ -5,17 +5,6 @@
 
 enum { STATES = 16, TOKENS = 32 };  // states of a channel at most; positions of a tile
 
-// 2^x: one instruction of the hardware, relative error 2^-22; below 2^-126 it is 0. (exp2f adds three that keep denormals.)
-__device__ static inline float exp2_hardware(float x) {
-#ifdef __CUDA_ARCH__
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-#else
-    return exp2f(x);
-#endif
-}
-
 // 2^x by multiply-adds, as exp2_simd on the CPU: x = k + f with k an integer, a polynomial of f, k added to the exponent
 __device__ static inline float exp2_polynomial(float x) {
     x = fmaxf(x, -126.0f);
@@ -36,7 +25,7 @@ template <int S, int EXP> __device__ static inline void rates(float *a, const fl
 template <int EXP> __device__ static inline float decay(float exponent, bool sixth) {
     if (EXP == EXP_E) return expf(exponent);
     if (EXP == EXP_2) return exp2f(exponent);
-    return EXP == EXP_MIXED && sixth ? exp2_polynomial(exponent) : exp2_hardware(exponent);
+    return EXP == EXP_MIXED && sixth ? exp2_polynomial(exponent) : scan_exp2(exponent);
 }
 
 // rows (COUNT) = the rows of positions s0 .. of clip b; the last one's behind the end. Every thread of the block calls it.

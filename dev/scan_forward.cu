@@ -259,7 +259,7 @@ __global__ static void __launch_bounds__(32 * SCAN_WARPS) scan_warp_kernel(ScanA
         float delta = dt[lane][warp], v = u[lane][warp], sum = skip * v;
         #pragma unroll
         for (int n = 0; n < STATES; n++) {
-            float e = exp2_hardware(delta * a[n]), h = delta * v * Bt[n][lane];
+            float e = scan_exp2(delta * a[n]), h = delta * v * Bt[n][lane];
             scan_pairs(&e, &h);
             h += e * h0[n];
             sum += h * Ct[n][lane];
@@ -297,7 +297,7 @@ __global__ static void __launch_bounds__(256) scan_block_kernel(ScanArgs<float> 
             rates<1, EXP_2>(&a, p.A_log, d, n, p.N);
             #pragma unroll
             for (int i = 0; i < BATCH; i++) {  // up: the thread's positions as one pair
-                e[i] = exp2_hardware(delta[i] * a), h[i] = delta[i] * v[i] * p.Bt[(size_t)rows[i] * p.ldbc + n];
+                e[i] = scan_exp2(delta[i] * a), h[i] = delta[i] * v[i] * p.Bt[(size_t)rows[i] * p.ldbc + n];
                 e_all *= e[i], h_all = e[i] * h_all + h[i];
             }
             scan_pairs(&e_all, &h_all);
@@ -383,12 +383,12 @@ __global__ static void __launch_bounds__(128) scan_lookback_kernel(ScanArgs<floa
         __threadfence();
         const volatile float *found = (flag == LOOK_STARTS ? next : p.ends) + from * STATES + g * 4;
         #pragma unroll
-        for (int n = 0; n < 4; n++) h[n] += exp2_hardware(a[n] * between) * found[n];
+        for (int n = 0; n < 4; n++) h[n] += scan_exp2(a[n] * between) * found[n];
         if (flag == LOOK_STARTS) break;
         between += ((const volatile float *)p.sums)[from];
     }
     #pragma unroll
-    for (int n = 0; n < 4; n++) end[n] += exp2_hardware(a[n] * sum_dt) * h[n];
+    for (int n = 0; n < 4; n++) end[n] += scan_exp2(a[n] * sum_dt) * h[n];
     if (d < p.D) store_states(next + place * STATES + g * 4, end);
     __threadfence();
     __syncthreads();
