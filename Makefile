@@ -1,10 +1,12 @@
 # Vivim in C. `make` says what was found and what can be built; README.md says how to use it.
 # make CC=clang, make OPENMP=0 (one thread), make NATIVE=0 (any x86-64 or Arm), make SANITIZE=1 (slow, finds bugs)
 # make USE_MPI=1 train_vivim (several processes: mpirun -n 2 ./train_vivim)
+# make AMX=1 train_vivim test_vivim (Intel processors with AMX: matrix products of bfloat16, sums in float)
 
 CC     ?= cc
 OPENMP ?= 1
 NATIVE ?= 1
+AMX    ?= 0
 
 # a flag is used if the compiler takes it
 try = $(shell echo 'int main(void) { return 0; }' | $(CC) -Werror $(1) -x c - -o /dev/null 2>/dev/null && echo '$(1)')
@@ -29,6 +31,11 @@ endif
 
 CFLAGS := $(CFLAGS)
 
+# matrix products in an Intel processor's tile registers: dev/matmul_amx.h
+ifeq ($(AMX),1)
+AMX_FLAGS = -DVIVIM_AMX -mamx-tile -mamx-bf16 -mavx512bf16
+endif
+
 # what MPI's compiler would add to the command line; -isystem: its headers have warnings of their own
 ifeq ($(USE_MPI),1)
 MPI := $(shell mpicc -show 2>/dev/null)
@@ -38,6 +45,7 @@ MPI += -DUSE_MPI
 endif
 # changes when these do, so that what was built without is built again
 $(shell echo 'USE_MPI=$(USE_MPI)' | cmp -s - .mpi 2>/dev/null || echo 'USE_MPI=$(USE_MPI)' > .mpi)
+$(shell echo 'AMX=$(AMX)' | cmp -s - .amx 2>/dev/null || echo 'AMX=$(AMX)' > .amx)
 $(shell echo 'PRECISION=$(PRECISION)' | cmp -s - .precision 2>/dev/null || echo 'PRECISION=$(PRECISION)' > .precision)
 
 DATA   = data/phantom_train.bin data/phantom_val.bin data/phantom_train_affine.safetensors
@@ -100,11 +108,11 @@ help:
 	@echo "make test          build and run all tests that need no GPU"
 	@echo "make clean         remove what was built, but not data/ and out/"
 
-train_vivim: train_vivim.c .mpi | $(DATA)
-	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS) $(MPI)
+train_vivim: train_vivim.c .mpi .amx | $(DATA)
+	$(CC) $(CFLAGS) $(AMX_FLAGS) $< -o $@ $(LDLIBS) $(MPI)
 
-test_vivim: test_vivim.c
-	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
+test_vivim: test_vivim.c .amx
+	$(CC) $(CFLAGS) $(AMX_FLAGS) $< -o $@ $(LDLIBS)
 
 # the same source with every float a double: finite differences, and golden numbers to more digits
 test_vivim_double: test_vivim.c
@@ -232,6 +240,6 @@ test_emu: test_vivim_emu train_vivim_emu train_vivim prepro $(MIXERS_EMU)
 
 clean:
 	rm -rf build train_vivim_emu test_vivim_emu train_vivimcu test_vivimcu dev/mixers_cu dev/mixers_emu $(LAB_CU) $(LAB_EMU)
-	rm -f train_vivim $(TESTS) $(PREPRO) $(DEV) $(LAB) .mpi .precision *.d prepro/*.d dev/*.d
+	rm -f train_vivim $(TESTS) $(PREPRO) $(DEV) $(LAB) .mpi .amx .precision *.d prepro/*.d dev/*.d
 
 -include $(wildcard *.d prepro/*.d dev/*.d)

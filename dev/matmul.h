@@ -20,7 +20,7 @@
 //   all tokens into a small matrix), the sum is cut into slices, each with a C of its own, added in order at the end.
 
 #if defined(VIVIM_AMX)  // make AMX=1: matmul_amx.h, which has its own panels, of factors rounded to bfloat16
-enum { MR = 32, NR = 32, LANES = 32, K_STEP = 32, KC = 1024 };
+enum { MR = 32, NR = 32, LANES = 32, K_STEP = 32, KC = 2048 };
 typedef uint16_t Packed;
 #elif defined(__AVX512F__)
 enum { MR = 6, NR = 64, LANES = 16 };  // LANES: the last panel is as narrow as it can be in steps of one vector
