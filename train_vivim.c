@@ -161,6 +161,7 @@ enum { RED_ZONE = 0 };
 #define ASAN_UNPOISON_MEMORY_REGION(address, bytes) ((void)0)
 #endif
 
+// n numbers of `size` bytes each. In the planning pass the arena has no memory yet: NULL, but they are counted
 static void *arena_take(Arena *arena, size_t n, size_t size) {
     size_t bytes = (n * size + 63) / 64 * 64;  // every tensor starts on a cache line
     char *p = arena->base ? arena->base + arena->used : NULL;
@@ -1725,12 +1726,15 @@ static void model_trainable(Model *m) {
 // C) with rows = B*T*P, inp the layer norm's output. It takes all its memory first; the planning pass ends there.
 // And it resets scratch.used at once, though it goes on using the memory: nobody else takes any before it returns.
 
-// n floats that backward needs: in training from m->kept, in evaluation from m->scratch, back when the sublayer is done
+// Memory for n numbers, of three lives; each for activations and (.._floats) for what is float whatever they are.
+// kept: until the next forward pass
 static floatX *kept(Model *m, size_t n) { return (floatX *)arena_take(&m->kept, n, sizeof(floatX)); }
 static float *kept_floats(Model *m, size_t n) { return (float *)arena_take(&m->kept, n, sizeof(float)); }
+// keep: what backward needs: in training until then, in evaluation until the sublayer is done
 static Arena *keeper(Model *m) { return m->training ? &m->kept : &m->scratch; }
 static floatX *keep(Model *m, size_t n) { return (floatX *)arena_take(keeper(m), n, sizeof(floatX)); }
 static float *keep_floats(Model *m, size_t n) { return (float *)arena_take(keeper(m), n, sizeof(float)); }
+// scratch: until its function gives it back
 static floatX *scratch(Model *m, size_t n) { return (floatX *)arena_take(&m->scratch, n, sizeof(floatX)); }
 static float *scratch_floats(Model *m, size_t n) { return (float *)arena_take(&m->scratch, n, sizeof(float)); }
 
