@@ -1,7 +1,7 @@
 # Vivim in C. `make` says what was found and what can be built; README.md says how to use it.
 # make CC=clang, make OPENMP=0 (one thread), make NATIVE=0 (any x86-64 or Arm), make SANITIZE=1 (slow, finds bugs)
 # make USE_MPI=1 train_vivim (several processes: mpirun -n 2 ./train_vivim)
-# make AMX=1 train_vivim test_vivim (Intel processors with AMX: matrix products of bfloat16, sums in float)
+# make AMX=1 train_vivim test_vivim (Intel processors with AMX: matrix products of bfloat16; AMX=3: of float's precision)
 
 CC     ?= cc
 OPENMP ?= 1
@@ -31,9 +31,10 @@ endif
 
 CFLAGS := $(CFLAGS)
 
-# matrix products in an Intel processor's tile registers: dev/matmul_amx.h
-ifeq ($(AMX),1)
-AMX_FLAGS = -DVIVIM_AMX -mamx-tile -mamx-bf16 -mavx512bf16
+# matrix products in an Intel processor's tile registers, each number rounded to so many bfloat16: dev/matmul_amx.h
+$(if $(filter 0 1 3,$(AMX)),,$(error AMX=$(AMX): 1 or 3, or 0 for none))
+ifneq ($(AMX),0)
+AMX_FLAGS = -DVIVIM_AMX=$(AMX) -mamx-tile -mamx-bf16 -mavx512bf16
 endif
 
 # what MPI's compiler would add to the command line; -isystem: its headers have warnings of their own

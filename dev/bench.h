@@ -31,25 +31,29 @@ static int compare_doubles(const void *a, const void *b) {
 #ifndef VIVIM_PART  // a GPU's operations have timers of their own: device.profile
 // What the machine can do, on all threads: multiply-adds in registers, and bytes of a copy between arrays larger than caches
 static double peak_flops(void) {
-    enum { STEPS = 1000000, TIMES = 9 };
+#ifdef __AVX512F__
+    enum { ROWS = 6, COLUMNS = 64, STEPS = 1000000, TIMES = 9 };  // all registers but a few
+#else
+    enum { ROWS = 6, COLUMNS = 16, STEPS = 1000000, TIMES = 9 };
+#endif
     double best = 0, checksum = 0;
     for (int run = 0; run < TIMES; run++) {
         double start = seconds(), flops = 0;
         #pragma omp parallel reduction(+ : flops, checksum)
         {
-            float t[MR][NR], x = 0.999f, y = 0.001f + 1e-6f * (float)run;
-            for (int i = 0; i < MR; i++)
+            float t[ROWS][COLUMNS], x = 0.999f, y = 0.001f + 1e-6f * (float)run;
+            for (int i = 0; i < ROWS; i++)
                 #pragma omp simd
-                for (int j = 0; j < NR; j++) t[i][j] = (float)(i + j);
+                for (int j = 0; j < COLUMNS; j++) t[i][j] = (float)(i + j);
             for (int k = 0; k < STEPS; k++) {
                 UNROLL
-                for (int i = 0; i < MR; i++)
+                for (int i = 0; i < ROWS; i++)
                     #pragma omp simd
-                    for (int j = 0; j < NR; j++) t[i][j] = t[i][j] * x + y;
+                    for (int j = 0; j < COLUMNS; j++) t[i][j] = t[i][j] * x + y;
             }
-            for (int i = 0; i < MR; i++)  // all are used: none is left out
-                for (int j = 0; j < NR; j++) checksum += (double)t[i][j];
-            flops += 2.0 * MR * NR * STEPS;
+            for (int i = 0; i < ROWS; i++)  // all are used: none is left out
+                for (int j = 0; j < COLUMNS; j++) checksum += (double)t[i][j];
+            flops += 2.0 * ROWS * COLUMNS * STEPS;
         }
         flops /= seconds() - start;
         if (flops > best && checksum > 0) best = flops;

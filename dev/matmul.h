@@ -19,8 +19,8 @@
 // Threads: a block of C is the work of one thread, in the order of k. Where C is too small to share (dweight: a sum over
 //   all tokens into a small matrix), the sum is cut into slices, each with a C of its own, added in order at the end.
 
-#if defined(VIVIM_AMX)  // make AMX=1: matmul_amx.h, which has its own panels, of factors rounded to bfloat16
-enum { MR = 32, NR = 32, LANES = 32, K_STEP = 32, KC = 2048 };
+#if defined(VIVIM_AMX)  // make AMX=1 or 3: matmul_amx.h, which has its own panels, of so many bfloat16 for each number
+enum { PARTS = VIVIM_AMX, MR = 32, NR = 32, LANES = 32, K_STEP = 32, KC = PARTS == 1 ? 2048 : 512 };
 typedef uint16_t Packed;
 #elif defined(__AVX512F__)
 enum { MR = 6, NR = 64, LANES = 16 };  // LANES: the last panel is as narrow as it can be in steps of one vector
@@ -28,7 +28,7 @@ enum { MR = 6, NR = 64, LANES = 16 };  // LANES: the last panel is as narrow as 
 enum { MR = 6, NR = 16, LANES = 8 };    // 12 of 16 AVX2 registers, 24 of 32 NEON registers
 #endif
 #ifndef VIVIM_AMX
-enum { K_STEP = 1, KC = 512,  // steps of a pass: a multiple of, at most
+enum { PARTS = 1, K_STEP = 1, KC = 512,  // steps of a pass: a multiple of, at most
        IN_PLACE = 128 };     // A^T is not packed if its rows are this short: step k + 1 is on the next lines
 typedef float Packed;
 #endif
@@ -49,7 +49,7 @@ static inline int cut_evenly(int n, int most, int step) { return round_up(ceil_d
 static Product product_steps(const Product *p, int k0, int K) {
     Product q = *p;
     q.A += k0 * p->A_col, q.B += k0 * p->B_row, q.K = min_int(K, p->K - k0);
-    if (q.B_panels) q.B_panels += (size_t)k0 * round_up(p->N, LANES);
+    if (q.B_panels) q.B_panels += (size_t)k0 * round_up(p->N, LANES) * PARTS;
     if (k0 > 0) q.accumulate = 1, q.bias = NULL;
     return q;
 }
