@@ -858,12 +858,17 @@ static void make_relu(Op *op) {
     op->oracle = oracle_relu;
 }
 
-// dwconv: n = B, T, H, W, C, kt.  Depthwise kt x 3 x 3.
+// dwconv: n = B, T, H, W, C, kt, gelu.  Depthwise kt x 3 x 3.  gelu: 0 y is the sum; 1 y = gelu(sum), and the sum is not wanted;
+// 2 both are
 static void run_dwconv(Op *op, int backward) {
-    const int *n = op->n;
+    const int *n = op->n, gelu = n[6];
     OpTensor *x = op->x;
-    dwconv_forward(op->y.data, x[0].data, x[1].data, x[2].data, n[0], n[1], n[2], n[3], n[4], n[5]);
-    if (backward) dwconv_backward(x[0].grad, x[1].grad, x[2].grad, op->y.grad, x[0].data, x[1].data, n[0], n[1], n[2], n[3], n[4], n[5]);
+    float *y = op->y.data, *sum = gelu ? op_work(op, 0, op->y.numel) : y, *dsum = gelu ? op_work(op, 1, op->y.numel) : op->y.grad;
+    dwconv_forward(gelu == 1 ? NULL : sum, gelu ? y : NULL, x[0].data, x[1].data, x[2].data, n[0], n[1], n[2], n[3], n[4], n[5]);
+    if (!backward) return;
+    if (gelu == 1) dwconv_forward(sum, NULL, x[0].data, x[1].data, x[2].data, n[0], n[1], n[2], n[3], n[4], n[5]);
+    if (gelu) gelu_backward(dsum, op->y.grad, sum, op->y.numel);
+    dwconv_backward(x[0].grad, x[1].grad, x[2].grad, dsum, x[0].data, x[1].data, n[0], n[1], n[2], n[3], n[4], n[5]);
 }
 
 static void oracle_dwconv(Op *op, float *y) {
@@ -875,6 +880,7 @@ static void oracle_dwconv(Op *op, float *y) {
             if (ti < 0 || ti >= T || hj < 0 || hj >= H || wk < 0 || wk >= W) continue;
             sum += (double)op->x[0].data[(((b * T + ti) * H + hj) * W + wk) * C + c] * (double)op->x[1].data[((c * kt + i) * 3 + j) * 3 + k];
         }
+        if (op->n[6]) sum *= 0.5 * (1.0 + erf(sum / sqrt(2.0)));
         y[(((b * T + t) * H + h) * W + w) * C + c] = (float)sum;
     }
 }
@@ -1513,6 +1519,11 @@ static const OpRow OP_ROWS[] = {
     { "dwconv", make_dwconv, { 1, 2, 2, 1, 33, 3 }, 1e-6, 0 },
     { "dwconv", make_dwconv, { 1, 7, 3, 2, 5, 3 }, 1e-6, 0 },
     { "dwconv", make_dwconv, { 2, 5, 4, 7, 20, 3 }, 1e-6, 0 },
+    { "dwconv", make_dwconv, { 1, 3, 2, 6, 67, 3 }, 1e-6, 0 },
+    { "dwconv_gelu", make_dwconv, { 2, 1, 5, 4, 3, 1, 1 }, 1e-6, 0 },
+    { "dwconv_gelu", make_dwconv, { 1, 2, 3, 11, 37, 1, 2 }, 1e-6, 0 },
+    { "dwconv_gelu", make_dwconv, { 1, 3, 2, 6, 67, 3, 1 }, 1e-6, 0 },
+    { "dwconv_gelu", make_dwconv, { 2, 5, 4, 7, 20, 3, 2 }, 1e-6, 0 },
     { "conv", make_conv, { 1, 1, 1, 1, 1, 3, 2, 1 }, 1e-6, 0 },
     { "conv", make_conv, { 2, 5, 7, 3, 4, 3, 2, 1 }, 1e-6, 0 },
     { "conv", make_conv, { 1, 9, 13, 3, 5, 7, 4, 3 }, 1e-6, 0 },

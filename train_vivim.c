@@ -1483,7 +1483,7 @@ typedef struct {
     // kept by forward for backward (in evaluation they live in scratch memory, for the length of the sublayer only)
     floatX *x; float *mean, *rstd, *drop;        // input (rows, C), its layer norm's statistics, drop path's factors
     floatX *q, *att, *sr_out, *kv, *k, *v; float *sr_mean, *sr_rstd;  // (rows, C); on the reduced grid (rows_k, C), (rows_k)
-    floatX *h1, *h2;                             // (rows, 4C) before and after the depthwise convolution
+    floatX *h1, *h2;                             // (rows, 4C) before and after the depthwise convolution; h2 for backward only
     floatX *xz, *y, *x_dbl[3]; float *states[3]; // (rows, 2D), sum of the scans (rows, D), (rows, R + 2N), checkpoints
 } Sublayer;
 
@@ -1807,13 +1807,12 @@ static void self_attention_backward(Model *m, const Stage *st, Sublayer *a, floa
 static void ffn_forward(Model *m, const Stage *st, Sublayer *f, floatX *out, const floatX *inp) {
     int C = st->C, rows = m->B * m->T * st->P, kt = f->kind == DSF ? 3 : 1; const float *w = m->params;
     size_t mark = m->scratch.used, n = (size_t)rows * 4 * C;
-    f->h1 = keep(m, n), f->h2 = keep(m, n);
-    floatX *act = m->training ? scratch(m, n) : f->h2;
+    f->h1 = keep(m, n), f->h2 = m->training ? keep(m, n) : NULL;
+    floatX *act = scratch(m, n);  // backward makes it again from h2
     m->scratch.used = mark;
     if (m->planning) return;
     linear_forward(m, f->h1, inp, f->fc1, rows, 4 * C, C);
-    dwconv_forward(f->h2, f->h1, w + f->dwconv.weight, w + f->dwconv.bias, m->B, m->T, st->H, st->W, 4 * C, kt);
-    gelu_forward(act, f->h2, n);
+    dwconv_forward(f->h2, act, f->h1, w + f->dwconv.weight, w + f->dwconv.bias, m->B, m->T, st->H, st->W, 4 * C, kt);
     linear_forward(m, out, act, f->fc2, rows, C, 4 * C);
 }
 

@@ -1217,10 +1217,11 @@ __device__ static inline float dwconv_load(const floatX *x, DwconvUnits u, int4 
 }
 
 // out[t,h,w] = bias + sum over (KT, 3, 3) of inp[t+dt-KT/2, h+dh-1, w+dw-1] * weight[tap]; turned: the taps in reverse order.
-// out, inp (B, T, H, W, C); weight (C, KT*9); bias (C) or NULL. sum[..][j] belongs to column w - 1 + j when w is loaded.
+// gelu = gelu(out); out or gelu may be NULL. out, gelu, inp (B, T, H, W, C); weight (C, KT*9); bias (C) or NULL. sum[..][j]
+// belongs to column w - 1 + j when w is loaded.
 template <int KT, int FRAMES, int ROWS>
 __global__ static void __launch_bounds__(32 * DW_WARPS)
-dwconv_kernel(floatX *out, const floatX *inp, const float *weight, int turned, const float *bias, DwconvUnits u) {
+dwconv_kernel(floatX *out, floatX *gelu, const floatX *inp, const float *weight, int turned, const float *bias, DwconvUnits u) {
     const int TAPS = KT * 9;
     __shared__ float taps[32 * TAPS];  // of the block's channels, as they lie in memory: an odd number each, no conflicts
     int c = blockIdx.y * 32 + threadIdx.x, unit = blockIdx.x * DW_WARPS + threadIdx.y;
@@ -1238,7 +1239,9 @@ dwconv_kernel(floatX *out, const floatX *inp, const float *weight, int turned, c
     int4 at = dwconv_unit(u, unit, FRAMES, ROWS);
     int w0 = at.w, end = min_int(u.W, w0 + DW_STRIP);
     size_t token = (((size_t)at.x * u.T + at.y) * u.H + at.z) * u.W + w0;
-    inp += token * u.C + c, out += token * u.C + c;
+    inp += token * u.C + c;
+    if (out) out += token * u.C + c;
+    if (gelu) gelu += token * u.C + c;
     for (int w = w0 - 1; w <= end; w++) {
         float x[FRAMES + KT - 1][ROWS + 2];
         #pragma unroll
@@ -1251,25 +1254,28 @@ dwconv_kernel(floatX *out, const floatX *inp, const float *weight, int turned, c
             for (int h = 0; h < ROWS; h++) {
                 #pragma unroll
                 for (int i = 0; i < TAPS; i++) sum[t][h][2 - i % 3] += x[t + i / 9][h + i / 3 % 3] * k[i];
-                if (w > w0 && at.y + t < u.T && at.z + h < u.H)
-                    out[((t * u.H + h) * u.W + w - 1 - w0) * u.C] = sum[t][h][0];
+                if (w > w0 && at.y + t < u.T && at.z + h < u.H) {
+                    int to = ((t * u.H + h) * u.W + w - 1 - w0) * u.C;
+                    if (out) out[to] = sum[t][h][0];
+                    if (gelu) gelu[to] = gelu_simd(sum[t][h][0]);
+                }
                 sum[t][h][0] = sum[t][h][1], sum[t][h][1] = sum[t][h][2], sum[t][h][2] = first;
             }
     }
 }
 
-static void dwconv_apply_cuda(floatX *out, const floatX *inp, const float *weight, int turned, const float *bias, int B, int T,
-                              int H, int W, int C, int kt) {
+static void dwconv_apply_cuda(floatX *out, floatX *gelu, const floatX *inp, const float *weight, int turned, const float *bias,
+                              int B, int T, int H, int W, int C, int kt) {
     DwconvUnits u = kt == 3 ? dwconv_units(B, T, H, W, C, 5, 2) : dwconv_units(B, T, H, W, C, 1, 4);
     dim3 grid(ceil_div(u.total, DW_WARPS), ceil_div(C, 32)), block(32, DW_WARPS);
-    if (kt == 3) dwconv_kernel<3, 5, 2><<<grid, block, 0, stream_cuda>>>(out, inp, weight, turned, bias, u);
-    else dwconv_kernel<1, 1, 4><<<grid, block, 0, stream_cuda>>>(out, inp, weight, turned, bias, u);
+    if (kt == 3) dwconv_kernel<3, 5, 2><<<grid, block, 0, stream_cuda>>>(out, gelu, inp, weight, turned, bias, u);
+    else dwconv_kernel<1, 1, 4><<<grid, block, 0, stream_cuda>>>(out, gelu, inp, weight, turned, bias, u);
     cudaCheck(cudaGetLastError());
 }
 
-static void dwconv_forward_cuda(floatX *out, const floatX *inp, const float *weight, const float *bias, int B, int T, int H,
-                                int W, int C, int kt) {
-    dwconv_apply_cuda(out, inp, weight, 0, bias, B, T, H, W, C, kt);
+static void dwconv_forward_cuda(floatX *out, floatX *gelu, const floatX *inp, const float *weight, const float *bias, int B,
+                                int T, int H, int W, int C, int kt) {
+    dwconv_apply_cuda(out, gelu, inp, weight, 0, bias, B, T, H, W, C, kt);
 }
 
 // partial (slices, KT*9 + 1, C): sums over a slice's tokens of dout * inp[token + tap], and of dout for the bias. Block x has
@@ -1334,7 +1340,7 @@ static void dwconv_backward_cuda(floatX *dinp, float *dweight, float *dbias, con
     int taps = kt * 9, slices = min_int(DW_SLICES, ceil_div(u.total, DW_WARPS));
     float *partial = malloc_floats_cuda((size_t)slices * (taps + 1) * C);
     dim3 grid(slices, ceil_div(C, 32)), block(32, DW_WARPS);
-    dwconv_apply_cuda(dinp, dout, weight, 1, NULL, B, T, H, W, C, kt);
+    dwconv_apply_cuda(dinp, NULL, dout, weight, 1, NULL, B, T, H, W, C, kt);
     if (kt == 3) dwconv_dweight_kernel<3, 5, 2><<<grid, block, 0, stream_cuda>>>(partial, dout, inp, u);
     else dwconv_dweight_kernel<1, 1, 4><<<grid, block, 0, stream_cuda>>>(partial, dout, inp, u);
     cudaCheck(cudaGetLastError());

@@ -38,15 +38,18 @@ static float *taps_first(const float *weight, int C, int taps, int turned) {
     return w;
 }
 
-// n channels of one output row (b, t, h): out[w] = bias + sum over (kt, 3, 3) of inp[neighbour] * weight[tap].
-// inp and out point at channel c0 of the clip's first token and of the row; n is a constant at the call. The sums of a few
-// neighbouring pixels stay in registers: they share the weights, and most of the input.
-ALWAYS_INLINE void dwconv_row(const int n, float *RESTRICT out, const float *RESTRICT inp, const float *RESTRICT weight,
-                              const float *bias, int t, int h, int T, int H, int W, int C, int kt) {
+// n channels of one output row (b, t, h): out[w] = bias + sum over (kt, 3, 3) of inp[neighbour] * weight[tap], and
+// gelu[w] = gelu(out[w]); out or gelu may be NULL. inp points at channel c0 of the clip's first token, out and gelu of the row;
+// n is a constant at the call. The sums of a few neighbouring pixels stay in registers: they share the weights, and most of the
+// input.
+ALWAYS_INLINE void dwconv_row(const int n, float *RESTRICT out, float *RESTRICT gelu, const float *RESTRICT inp,
+                              const float *RESTRICT weight, const float *bias, int t, int h, int T, int H, int W, int C,
+                              int kt) {
     for (int w = 0; w < W; w += CONV_PIXELS) {
         float sum[CONV_PIXELS][CONV_LANES]; int pixels = min_int(CONV_PIXELS, W - w);
         prefetch_pixels(inp + ((size_t)(t * H + min_int(h + 2, H - 1)) * W + w) * C, pixels, n, C, 0);
-        prefetch_pixels(out + next_pixels(w, n, W, C), pixels, n, C, 1);  // next: n more channels
+        if (out) prefetch_pixels(out + next_pixels(w, n, W, C), pixels, n, C, 1);  // next: n more channels
+        if (gelu) prefetch_pixels(gelu + next_pixels(w, n, W, C), pixels, n, C, 1);
         UNROLL
         for (int i = 0; i < CONV_PIXELS; i++)
             #pragma omp simd
@@ -67,25 +70,33 @@ ALWAYS_INLINE void dwconv_row(const int n, float *RESTRICT out, const float *RES
             }
         UNROLL
         for (int i = 0; i < CONV_PIXELS; i++)
-            if (i < pixels)
+            if (i < pixels && out)
                 #pragma omp simd
                 for (int c = 0; c < n; c++) out[(size_t)(w + i) * C + c] = sum[i][c] + bias[c];
+        UNROLL
+        for (int i = 0; i < CONV_PIXELS; i++)
+            if (i < pixels && gelu)
+                #pragma omp simd
+                for (int c = 0; c < n; c++) gelu[(size_t)(w + i) * C + c] = gelu_simd(sum[i][c] + bias[c]);
     }
 }
 
 // nn.Conv3d(C, C, (kt,3,3), padding=(kt//2,1,1), groups=C), and nn.Conv2d(C, C, 3, padding=1, groups=C) for kt = 1.
-// out, inp (B, T, H, W, C); weight (C, 1, [kt,] 3, 3); bias (C)
-static void dwconv_forward(float *out, const float *inp, const float *weight, const float *bias, int B, int T, int H, int W,
-                           int C, int kt) {
+// In the feed-forward networks F.gelu(out) comes next: made here it does not have to read out again. Either may be NULL, if it
+// is not wanted; inference does without out.
+// out, gelu, inp (B, T, H, W, C); weight (C, 1, [kt,] 3, 3); bias (C)
+static void dwconv_forward(float *out, float *gelu, const float *inp, const float *weight, const float *bias, int B, int T,
+                           int H, int W, int C, int kt) {
     float *taps = taps_first(weight, C, kt * 9, 0);
     if (kt == 1) B *= T, T = 1;  // every frame is a clip
     #pragma omp parallel for schedule(static)
     for (int i = 0; i < B * T * H; i++) {  // rows (b, h, t): the frames' rows of one height follow each other, they share input
         int t = i % T, h = i / T % H; size_t clip = (size_t)(i / (T * H)) * T * H * W * C, row = (size_t)(t * H + h) * W * C;
         for (int c = 0; c < C; c += CONV_LANES) {
-            float *y = out + clip + row + c; const float *x = inp + clip + c, *k = taps + c, *b = bias + c;
-            if (C - c >= CONV_LANES) dwconv_row(CONV_LANES, y, x, k, b, t, h, T, H, W, C, kt);
-            else dwconv_row(C - c, y, x, k, b, t, h, T, H, W, C, kt);
+            float *y = out ? out + clip + row + c : NULL, *g = gelu ? gelu + clip + row + c : NULL;
+            const float *x = inp + clip + c, *k = taps + c, *b = bias + c;
+            if (C - c >= CONV_LANES) dwconv_row(CONV_LANES, y, g, x, k, b, t, h, T, H, W, C, kt);
+            else dwconv_row(C - c, y, g, x, k, b, t, h, T, H, W, C, kt);
         }
     }
     free(taps);

@@ -25,7 +25,7 @@ enum { TAPS = 27, KT = 3 };
 enum { OUT, IN_INP, IN_WEIGHT, IN_BIAS };
 
 static void forward_ships(float *const *t, const Sizes *s) {
-    dwconv_forward(t[OUT], t[IN_INP], t[IN_WEIGHT], t[IN_BIAS], s->B, s->T, s->H, s->W, s->C, KT);
+    dwconv_forward(t[OUT], NULL, t[IN_INP], t[IN_WEIGHT], t[IN_BIAS], s->B, s->T, s->H, s->W, s->C, KT);
 }
 
 // the token next to (b, t, h, w) that a tap reads, or -1 outside of the clip

@@ -143,7 +143,7 @@ static void tensors(Lab *lab, const Sizes *s) {
     lab_in(lab, IN_BIAS, "bias", s->C, -1, 1);
 }
 static void reference(float *const *t, const Sizes *s) {
-    dwconv_forward(t[OUT_OUT], t[IN_INP], t[IN_WEIGHT], t[IN_BIAS], s->B, s->T, s->H, s->W, s->C, 3);
+    dwconv_forward(t[OUT_OUT], NULL, t[IN_INP], t[IN_WEIGHT], t[IN_BIAS], s->B, s->T, s->H, s->W, s->C, 3);
 }
 static LabWork work(const Sizes *s) {
     double n = (double)tokens_of(s) * s->C;
@@ -156,7 +156,7 @@ static Conv conv_args(float *const *t, const Sizes *s) {
     return p;
 }
 static void run_ships(float *const *t, const Sizes *s) {
-    dwconv_forward_cuda(t[OUT_OUT], t[IN_INP], t[IN_WEIGHT], t[IN_BIAS], s->B, s->T, s->H, s->W, s->C, 3);
+    dwconv_forward_cuda(t[OUT_OUT], NULL, t[IN_INP], t[IN_WEIGHT], t[IN_BIAS], s->B, s->T, s->H, s->W, s->C, 3);
 }
 static void run_naive(float *const *t, const Sizes *s) {
     int block = lab_block(s, 256, 1024);

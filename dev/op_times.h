@@ -78,9 +78,10 @@ static inline void op_stop(enum OpKind kind, double flops, double bytes) {
     OP_TIMED(OP_CONV1D, 3 * OP_MUL(B, 1.0 * (T) * (P), 1.0 * (D) * (K)), 4.0 * (B) * (T) * (P) * (D), \
              conv1d_silu_backward(dx, lddx, dweight, dbias, dout, x, ldx, weight, bias, order, B, T, P, D, K, add))
 
-#define dwconv_forward(out, inp, weight, bias, B, T, H, W, C, kt) \
-    OP_TIMED(OP_DWCONV, 18.0 * (kt) * (B) * (T) * (H) * (W) * (C), 2.0 * (B) * (T) * (H) * (W) * (C), \
-             dwconv_forward(out, inp, weight, bias, B, T, H, W, C, kt))
+#define dwconv_forward(out, gelu, inp, weight, bias, B, T, H, W, C, kt) \
+    OP_TIMED(OP_DWCONV, 18.0 * (kt) * (B) * (T) * (H) * (W) * (C), \
+             (1.0 + ((out) != NULL) + ((gelu) != NULL)) * (B) * (T) * (H) * (W) * (C), \
+             dwconv_forward(out, gelu, inp, weight, bias, B, T, H, W, C, kt))
 #define dwconv_backward(dinp, dweight, dbias, dout, inp, weight, B, T, H, W, C, kt) \
     OP_TIMED(OP_DWCONV, 36.0 * (kt) * (B) * (T) * (H) * (W) * (C), 3.0 * (B) * (T) * (H) * (W) * (C), \
              dwconv_backward(dinp, dweight, dbias, dout, inp, weight, B, T, H, W, C, kt))
