@@ -571,6 +571,7 @@ typedef struct Op {
     Test *t;
     void (*run)(struct Op *op, int backward);
     void (*oracle)(struct Op *op, float *y);   // the same y by the plainest loops, in double; or NULL
+    void (*host)(struct Op *op, float **grads);  // on a GPU: the gradients by the CPU's function; or NULL
     int n[11];                                 // sizes; each op names its own
     OpTensor x[48], y;
     int count;                                 // of x
@@ -691,6 +692,15 @@ static void op_check(Op *op, double limit) {
     memcpy(y, op->y.data, op->y.numel * sizeof(float));
     for (int i = 0; i < op->count; i++) grads[i] = copy_of(t, op->x[i].grad, op->x[i].numel);
     if (IS_DOUBLE) op_differences(op);
+#ifdef VIVIM_CUDA
+    float *expected[48];
+    for (int i = 0; i < op->count && op->host; i++) expected[i] = tensor(t, op->x[i].numel);
+    if (op->host) op->host(op, expected);
+    for (int i = 0; i < op->count && op->host; i++) {
+        label(what, sizeof what, op, "as on the CPU: gradient of", op->x[i].name);
+        expect_close(t, what, grads[i], expected[i], op->x[i].numel, limit);
+    }
+#endif
 
     set_threads(4);
     op_run(op, 1);
@@ -965,6 +975,14 @@ static void run_attention(Op *op, int backward) {
     }
 }
 
+#ifdef VIVIM_CUDA
+static void host_attention(Op *op, float **grads) {  // in parentheses: not cuda_names.h's macro
+    const int *n = op->n;
+    const OpTensor *x = op->x;
+    (attention_backward)(grads[0], grads[1], grads[2], op->y.grad, x[0].data, x[1].data, x[2].data, n[0], n[1], n[2], n[3], n[4]);
+}
+#endif
+
 static void oracle_attention(Op *op, float *y) {
     int N = op->n[0], P = op->n[1], Pk = op->n[2], C = op->n[3], heads = op->n[4], d = C / heads;
     double *p = (double *)malloc((size_t)Pk * sizeof(double));
@@ -994,6 +1012,9 @@ static void make_attention(Op *op) {
     op_output(op, N * P * C, 0);
     op->run = run_attention;
     op->oracle = oracle_attention;
+#ifdef VIVIM_CUDA
+    op->host = host_attention;
+#endif
 }
 
 // The token that a scan visits at step s.
@@ -1537,6 +1558,9 @@ static const OpRow OP_ROWS[] = {
     { "attention", make_attention, { 3, 17, 5, 20, 5 }, 2e-6, 0 },
     { "attention", make_attention, { 2, 131, 16, 32, 2 }, 2e-6, 0 },
     { "attention", make_attention, { 1, 33, 33, 10, 2 }, 2e-6, 0 },
+    { "attention", make_attention, { 2, 67, 65, 6, 2 }, 2e-6, 0 },
+    { "attention", make_attention, { 1, 70, 130, 34, 1 }, 2e-6, 0 },
+    { "attention", make_attention, { 1, 9, 257, 20, 1 }, 2e-6, 0 },
     { "conv1d", make_conv1d, { SCAN_FORWARD, 1, 1, 1, 1, 1, 0, 0 }, 1e-6, 0 },
     { "conv1d", make_conv1d, { SCAN_FORWARD, 2, 1, 2, 3, 4, 2, 0 }, 1e-6, 0 },
     { "conv1d", make_conv1d, { SCAN_BACKWARD, 2, 3, 5, 17, 4, 17, 1 }, 1e-6, 0 },

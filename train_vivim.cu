@@ -1467,7 +1467,7 @@ static void conv_backward_cuda(floatX *dinp, float *dweight, float *dbias, const
 
 enum { TILE = 64, PAD = 16 / sizeof(floatX), TILE_LD = TILE + PAD, PRODUCT_LD = TILE + 4 };
 enum { PRODUCT_SIZE = sizeof(floatX) == sizeof(float) ? 0 : TILE * PRODUCT_LD };
-enum { ATTENTION_SLICES = 16 };  // of the queries in backward
+enum { ATTENTION_SLICES = 16, ATTENTION_PARTS = 4, ATTENTION_ROOM = 16777216 };  // backward's: see there
 
 typedef struct { int P, Pk, C, heads, hd; float scale; } AttentionShape;
 
@@ -1476,8 +1476,6 @@ static AttentionShape attention_shape(int P, int Pk, int C, int heads) {
     if (a.hd > TILE) fail("attention heads of %d channels: %d at most on the GPU", a.hd, TILE);
     return a;
 }
-
-static int attention_slices(AttentionShape a) { return min_int(ATTENTION_SLICES, ceil_div(a.P, TILE)); }
 
 // tile (64, HD) = rows row0 .. row0+63 of x (rows, C), one head's columns, zeros beyond
 template <int HD>
@@ -1488,13 +1486,15 @@ __device__ static inline void tile_load(floatX *tile, const floatX *x, int row0,
     }
 }
 
-// rows row0 .. row0+63 of x (rows, C) = the threads' numbers, 4 rows and HD/16 columns each
+// rows row0 .. row0+63 of x (rows, C) [+]= the threads' numbers, 4 rows and HD/16 columns each
 template <int HD, typename F>
-__device__ static inline void tile_store(F *x, const float v[4][HD / 16], int row0, int rows, AttentionShape a) {
+__device__ static inline void tile_store(F *x, const float v[4][HD / 16], int row0, int rows, AttentionShape a, int add) {
     int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
     for (int i = 0; i < 4; i++)
-        for (int j = 0; j < HD / 16; j++)
-            if (row0 + 4 * ty + i < rows && tx + 16 * j < a.hd) x[(size_t)(row0 + 4 * ty + i) * a.C + tx + 16 * j] = v[i][j];
+        for (int j = 0; j < HD / 16; j++) {
+            F *to = x + (size_t)(row0 + 4 * ty + i) * a.C + tx + 16 * j;
+            if (row0 + 4 * ty + i < rows && tx + 16 * j < a.hd) *to = add ? (float)*to + v[i][j] : v[i][j];
+        }
 }
 
 #ifdef VIVIM_BF16
@@ -1666,7 +1666,7 @@ attention_forward_kernel(floatX *out, float *stats, const floatX *dout, const fl
     for (int i = 0; i < 4; i++)
         for (int j = 0; j < HD / 16; j++) o[i][j] /= sum[i];
     if (stats == nullptr) {
-        tile_store<HD>(out + at, o, p0, a.P, a);
+        tile_store<HD>(out + at, o, p0, a.P, a, 0);
         return;
     }
     for (int i = 0; i < 4; i++) {
@@ -1704,10 +1704,11 @@ static void attention_forward_cuda(floatX *out, const floatX *q, const floatX *k
 }
 
 // prob = softmax(q k^T / sqrt(hd));  dv = prob^T dout;  dprob = dout v^T;  ds = prob (dprob - sum_keys(dprob prob)) / sqrt(hd);
-// dq = ds k;  dk = ds^T q. Grid (N*heads, slices of the queries, tiles of keys): a block keeps dk and dv of its keys in
-// registers while it goes through its slice. dq (tiles, N, P, C), dk and dv (slices, N, Pk, C) are partial sums, a tile's
-// dq_size and a slice's dk_size floats. A row of several tiles of keys has its largest score, its 1/sum and
-// sum_keys(dprob prob) = sum_d(dout out) in stats (out = prob v); else stats is NULL, and dq is what is wanted, a floatX.
+// dq = ds k;  dk = ds^T q. Grid (N*heads, slices of the queries, parts of the keys): a block takes every parts-th tile of
+// keys, one after the other, and keeps its dk and dv in registers while it goes through its slice. dq (parts, N, P, C), dk and
+// dv (slices, N, Pk, C) are partial sums, a part's dq_size and a slice's dk_size floats. A row of several tiles of keys has its
+// largest score, its 1/sum and sum_keys(dprob prob) = sum_d(dout out) in stats (out = prob v); else stats is NULL, and dq is
+// what is wanted, a floatX.
 template <int HD, typename Q>
 __global__ static void __launch_bounds__(256, 2)
 attention_backward_kernel(Q *dq, float *dk, float *dv, const float *stats, const floatX *dout, const floatX *q,
@@ -1716,48 +1717,51 @@ attention_backward_kernel(Q *dq, float *dk, float *dv, const float *stats, const
     float *product = shared;
     floatX *sk = (floatX *)(shared + PRODUCT_SIZE), *sv = sk + TILE * (HD + PAD), *sq = sv + TILE * (HD + PAD);
     floatX *sd = sq + TILE * (HD + PAD), *sp = sd + TILE * (HD + PAD);  // sp: prob, then ds
-    int frame = blockIdx.x / a.heads, head = blockIdx.x % a.heads, k0 = blockIdx.z * TILE, tiles = ceil_div(a.P, TILE);
+    int frame = blockIdx.x / a.heads, head = blockIdx.x % a.heads, tiles = ceil_div(a.P, TILE), parts = gridDim.z;
     int ty = threadIdx.x / 16, tx = threadIdx.x % 16, slices = gridDim.y, slice = blockIdx.y;
     size_t at = (size_t)frame * a.P * a.C + head * a.hd, at_k = (size_t)frame * a.Pk * a.C + head * a.hd;
-    float prob[4][4], ds[4][4], dk_sum[4][HD / 16] = {}, dv_sum[4][HD / 16] = {};
-    tile_load<HD>(sk, k + at_k, k0, a.Pk, a);
-    tile_load<HD>(sv, v + at_k, k0, a.Pk, a);
-    for (int tile = tiles * slice / slices; tile < tiles * (slice + 1) / slices; tile++) {
-        int p0 = tile * TILE;
-        float dq_tile[4][HD / 16] = {};
+    for (int k0 = blockIdx.z * TILE; k0 < a.Pk; k0 += parts * TILE) {
+        float dk_sum[4][HD / 16] = {}, dv_sum[4][HD / 16] = {}, prob[4][4], ds[4][4];
         __syncthreads();
-        tile_load<HD>(sq, q + at, p0, a.P, a);
-        tile_load<HD>(sd, dout + at, p0, a.P, a);
-        __syncthreads();
-        tile_scores<HD>(prob, sq, sk, product);
-        tile_scores<HD>(ds, sd, sv, product);  // dprob
-        #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            size_t row = ((size_t)blockIdx.x * a.P + min_int(p0 + 4 * ty + i, a.P - 1)) * 3;
-            float largest = -INFINITY, inverse, dot = 0.0f, sum = 0.0f;
-            for (int j = 0; j < 4; j++) largest = k0 + tx + 16 * j < a.Pk ? fmaxf(largest, prob[i][j]) : largest;
-            largest = stats ? stats[row] : row_max(largest);
-            for (int j = 0; j < 4; j++) {
-                prob[i][j] = k0 + tx + 16 * j < a.Pk ? expf((prob[i][j] - largest) * a.scale) : 0.0f;
-                sum += prob[i][j];
+        tile_load<HD>(sk, k + at_k, k0, a.Pk, a);
+        tile_load<HD>(sv, v + at_k, k0, a.Pk, a);
+        for (int tile = tiles * slice / slices; tile < tiles * (slice + 1) / slices; tile++) {
+            int p0 = tile * TILE;
+            float dq_tile[4][HD / 16] = {};
+            __syncthreads();
+            tile_load<HD>(sq, q + at, p0, a.P, a);
+            tile_load<HD>(sd, dout + at, p0, a.P, a);
+            __syncthreads();
+            tile_scores<HD>(prob, sq, sk, product);
+            tile_scores<HD>(ds, sd, sv, product);  // dprob
+            #pragma unroll
+            for (int i = 0; i < 4; i++) {
+                size_t row = ((size_t)blockIdx.x * a.P + min_int(p0 + 4 * ty + i, a.P - 1)) * 3;
+                float largest = -INFINITY, inverse, dot = 0.0f, sum = 0.0f;
+                for (int j = 0; j < 4; j++) largest = k0 + tx + 16 * j < a.Pk ? fmaxf(largest, prob[i][j]) : largest;
+                largest = stats ? stats[row] : row_max(largest);
+                for (int j = 0; j < 4; j++) {
+                    prob[i][j] = k0 + tx + 16 * j < a.Pk ? expf((prob[i][j] - largest) * a.scale) : 0.0f;
+                    sum += prob[i][j];
+                }
+                inverse = stats ? stats[row + 1] : 1.0f / row_sum(sum);
+                for (int j = 0; j < 4; j++) prob[i][j] *= inverse, dot += prob[i][j] * ds[i][j];
+                dot = stats ? stats[row + 2] : row_sum(dot);
+                for (int j = 0; j < 4; j++) ds[i][j] = prob[i][j] * (ds[i][j] - dot) * a.scale;
             }
-            inverse = stats ? stats[row + 1] : 1.0f / row_sum(sum);
-            for (int j = 0; j < 4; j++) prob[i][j] *= inverse, dot += prob[i][j] * ds[i][j];
-            dot = stats ? stats[row + 2] : row_sum(dot);
-            for (int j = 0; j < 4; j++) ds[i][j] = prob[i][j] * (ds[i][j] - dot) * a.scale;
+            tile_put(sp, prob);
+            __syncthreads();
+            tile_weigh_transposed<HD>(dv_sum, sp, sd, product);
+            __syncthreads();
+            tile_put(sp, ds);
+            __syncthreads();
+            tile_weigh_transposed<HD>(dk_sum, sp, sq, product);
+            tile_weigh<HD>(dq_tile, sp, sk, product);
+            tile_store<HD>(dq + blockIdx.z * dq_size + at, dq_tile, p0, a.P, a, k0 >= parts * TILE);
         }
-        tile_put(sp, prob);
-        __syncthreads();
-        tile_weigh_transposed<HD>(dv_sum, sp, sd, product);
-        __syncthreads();
-        tile_put(sp, ds);
-        __syncthreads();
-        tile_weigh_transposed<HD>(dk_sum, sp, sq, product);
-        tile_weigh<HD>(dq_tile, sp, sk, product);
-        tile_store<HD>(dq + blockIdx.z * dq_size + at, dq_tile, p0, a.P, a);
+        tile_store<HD>(dk + slice * dk_size + at_k, dk_sum, k0, a.Pk, a, 0);
+        tile_store<HD>(dv + slice * dk_size + at_k, dv_sum, k0, a.Pk, a, 0);
     }
-    tile_store<HD>(dk + slice * dk_size + at_k, dk_sum, k0, a.Pk, a);
-    tile_store<HD>(dv + slice * dk_size + at_k, dv_sum, k0, a.Pk, a);
 }
 
 // out (n) = sum of partial (count, n) in order
@@ -1775,40 +1779,40 @@ static void attention_sum_cuda(floatX *out, const float *partial, int count, siz
 
 template <int HD, typename Q>
 static void attention_backward_hd(Q *dq, float *dk, float *dv, const float *stats, const floatX *dout, const floatX *q,
-                                  const floatX *k, const floatX *v, int N, AttentionShape a) {
-    int slices = attention_slices(a); size_t bytes = attention_bytes<HD>(4);
-    dim3 grid(N * a.heads, slices, ceil_div(a.Pk, TILE));
-    auto kernel = attention_backward_kernel<HD, Q>;
+                                  const floatX *k, const floatX *v, int N, int slices, int parts, AttentionShape a) {
+    auto kernel = attention_backward_kernel<HD, Q>; size_t bytes = attention_bytes<HD>(4);
     cudaCheck(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
-    kernel<<<grid, 256, bytes, stream_cuda>>>(dq, dk, dv, stats, dout, q, k, v, a, (size_t)N * a.P * a.C,
-                                              (size_t)N * a.Pk * a.C);
+    kernel<<<dim3(N * a.heads, slices, parts), 256, bytes, stream_cuda>>>(dq, dk, dv, stats, dout, q, k, v, a,
+                                                                          (size_t)N * a.P * a.C, (size_t)N * a.Pk * a.C);
     cudaCheck(cudaGetLastError());
 }
 
 template <int HD>
 static void attention_backward_tiles(floatX *dq, float *dk, float *dv, const floatX *dout, const floatX *q, const floatX *k,
-                                     const floatX *v, int N, AttentionShape a) {
-    int key_tiles = ceil_div(a.Pk, TILE);
+                                     const floatX *v, int N, int slices, AttentionShape a) {
+    int key_tiles = ceil_div(a.Pk, TILE); size_t dq_size = (size_t)N * a.P * a.C;
     if (key_tiles == 1) {
-        attention_backward_hd<HD, floatX>(dq, dk, dv, NULL, dout, q, k, v, N, a);
+        attention_backward_hd<HD, floatX>(dq, dk, dv, NULL, dout, q, k, v, N, slices, 1, a);
         return;
     }
-    size_t dq_size = (size_t)N * a.P * a.C;
-    float *stats = malloc_floats_cuda((size_t)N * a.heads * a.P * 3), *partial = malloc_floats_cuda(key_tiles * dq_size);
+    int parts = max_int(1, min_int(min_int(ATTENTION_PARTS, key_tiles), (int)(ATTENTION_ROOM / dq_size)));
+    float *stats = malloc_floats_cuda((size_t)N * a.heads * a.P * 3), *partial = malloc_floats_cuda(parts * dq_size);
     attention_forward_hd<HD>(NULL, stats, dout, q, k, v, N, a);
-    attention_backward_hd<HD, float>(partial, dk, dv, stats, dout, q, k, v, N, a);
-    attention_sum_cuda(dq, partial, key_tiles, dq_size);
+    attention_backward_hd<HD, float>(partial, dk, dv, stats, dout, q, k, v, N, slices, parts, a);
+    attention_sum_cuda(dq, partial, parts, dq_size);
     free_check_cuda(partial); free_check_cuda(stats);
 }
 
+// Partial sums take ATTENTION_ROOM floats (64 MiB) twice, or, where that is not enough for one, one of each: dq, dk and dv
 static void attention_backward_cuda(floatX *dq, floatX *dk, floatX *dv, const floatX *dout, const floatX *q, const floatX *k,
                                     const floatX *v, int N, int P, int Pk, int C, int heads) {
     AttentionShape a = attention_shape(P, Pk, C, heads);
-    int slices = attention_slices(a); size_t dk_size = (size_t)N * Pk * C;
+    size_t dk_size = (size_t)N * Pk * C;
+    int slices = max_int(1, min_int(min_int(ATTENTION_SLICES, ceil_div(P, TILE)), (int)(ATTENTION_ROOM / (2 * dk_size))));
     float *dk_partial = malloc_floats_cuda(2 * slices * dk_size), *dv_partial = dk_partial + slices * dk_size;
-    if (a.hd <= 16) attention_backward_tiles<16>(dq, dk_partial, dv_partial, dout, q, k, v, N, a);
-    else if (a.hd <= 32) attention_backward_tiles<32>(dq, dk_partial, dv_partial, dout, q, k, v, N, a);
-    else attention_backward_tiles<64>(dq, dk_partial, dv_partial, dout, q, k, v, N, a);
+    if (a.hd <= 16) attention_backward_tiles<16>(dq, dk_partial, dv_partial, dout, q, k, v, N, slices, a);
+    else if (a.hd <= 32) attention_backward_tiles<32>(dq, dk_partial, dv_partial, dout, q, k, v, N, slices, a);
+    else attention_backward_tiles<64>(dq, dk_partial, dv_partial, dout, q, k, v, N, slices, a);
     attention_sum_cuda(dk, dk_partial, slices, dk_size);
     attention_sum_cuda(dv, dv_partial, slices, dk_size);
     free_check_cuda(dk_partial);

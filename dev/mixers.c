@@ -22,7 +22,7 @@ parameters, gradients, input, activations, workspace. Time is the median of up t
 one at least. If a run does not end in --seconds, the point is left out ("-"), and so are longer clips.
 
 With -DVIVIM_CUDA (make dev/mixers_cu) all of it happens on a GPU; dev/mixers_emu runs its --check without one. No GPU has
-timed it yet. There attention_backward takes a dq for each 64 keys: the memory of M1 in training grows with the square of L.
+timed it yet. There attention_backward takes up to four partial dq, and dk and dv of up to 16 slices of the queries.
 
     make dev && dev/mixers                                       stage 3 of b0 on 256x256 frames: 16 x 16 x 160 per frame
     dev/mixers --config b3 --stage 1 --frames 5,32 --mixers mamba,M2
