@@ -230,6 +230,7 @@ test: $(TESTS) train_vivim prepro $(DEV) $(LAB) data
 	dev/test_evaluate.sh
 	dev/test_mixers.sh
 	dev/test_lab.sh
+	dev/test_gpu_sh.sh
 
 test_emu: export ASAN_OPTIONS = detect_leaks=0
 MIXERS_EMU = $(if $(filter FP32,$(PRECISION)),dev/mixers_emu)

@@ -1630,6 +1630,21 @@ static void test_orders(Test *t, const void *row) {
     }
 }
 
+#if defined(VIVIM_CUDA) && !defined(NO_NCCL)
+// NCCL starts and sums, as far as one GPU can show it: over one rank, which leaves what there was
+static void test_nccl(Test *t, const void *row) {
+    enum { N = 100003 };
+    float *x = tensor(t, N), *before;
+    (void)row;
+    for (int i = 0; i < N; i++) x[i] = sinf((float)i);
+    before = copy_of(t, x, N);
+    start_nccl();
+    ncclCheck(ncclAllReduce(x, x, N, ncclFloat, ncclSum, nccl_cuda, stream_cuda));
+    settle();
+    expect_bits(t, "the sum over one rank", x, before, N);
+}
+#endif
+
 // Against PyTorch. The limits are about three times what float showed when it was right.
 static const OpRow GOLDEN_ROWS[] = {
     { "scan_L37_N16", make_scan_golden, { 2, 37, 6, 16, 1 }, 3e-7, 1e-6 },
@@ -3617,6 +3632,9 @@ static int all_tests(TestCase *tests) {
         if (i == 0 || strcmp(OP_ROWS[i].name, OP_ROWS[i - 1].name) != 0) n = add_test(tests, n, "op.", OP_ROWS[i].name, test_op, &OP_ROWS[i]);
     }
     n = add_test(tests, n, "op.", "orders", test_orders, NULL);
+#if defined(VIVIM_CUDA) && !defined(NO_NCCL)
+    n = add_test(tests, n, "nccl", "", test_nccl, NULL);
+#endif
     for (int i = 0; i < GOLDEN_ROW_COUNT; i++) n = add_test(tests, n, "golden.", GOLDEN_ROWS[i].name, test_golden_op, &GOLDEN_ROWS[i]);
     n = add_test(tests, n, "op.", "segloss", test_segloss, NULL);
     n = add_test(tests, n, "golden.", "segloss", test_golden_segloss, NULL);

@@ -2508,9 +2508,10 @@ static struct {
     void (*measure)(Model *m, int B, int T, int H, int W, int training, int all_frames);  // model_measure
     int elsewhere;                               // the CPU is free meanwhile: it loads the next batch
     void (*profile)(int begin);                  // times of operations: begin, print; NULL: dev/bench.h finds them
+    double (*waited)(void);                      // seconds that the host has waited for it so far; NULL: they are one
 } device
 #if VIVIM_PART != 1
-    = {model_plan, model_forward, train_step, nothing, nothing, machine_memory, peak_mb, model_measure, 0, NULL}
+    = {model_plan, model_forward, train_step, nothing, nothing, machine_memory, peak_mb, model_measure, 0, NULL, NULL}
 #endif
     ;
 

@@ -620,6 +620,8 @@ static inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 static inline cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
 static inline cudaError_t cudaDeviceSynchronize() { emu::synchronize(); return cudaSuccess; }
 static inline cudaError_t cudaDeviceReset() { return cudaSuccess; }
+static inline cudaError_t cudaProfilerStart() { return cudaSuccess; }
+static inline cudaError_t cudaProfilerStop() { return cudaSuccess; }
 static inline cudaError_t cudaDriverGetVersion(int *version) { *version = 12000; return cudaSuccess; }
 static inline cudaError_t cudaRuntimeGetVersion(int *version) { *version = 12000; return cudaSuccess; }
 static inline cudaError_t cudaGetDeviceCount(int *n) { *n = 1; return cudaSuccess; }

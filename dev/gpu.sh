@@ -8,7 +8,7 @@
 # OUT=DIR    where the file goes [dev/results]       LIMIT=S   seconds for all of it [570]; what has no time left is named
 # Needs an NVIDIA GPU, its driver and the CUDA Toolkit; compute-sanitizer, Nsight Compute (ncu) and mpirun are used if found.
 # A step may fail: the others still run, and the last lines say what failed. What was built stays in build/gpu, so that the
-# GPU need not wait for it:     NATIVE=0 CUDA_ARCH=90 dev/gpu.sh build      where there is nvcc, but no GPU
+# GPU need not wait for it:     LIMIT=3000 NATIVE=0 CUDA_ARCH=90 dev/gpu.sh build      where there is nvcc, but no GPU
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 ALL="build test bench clips run ranks sanitize kernels lab mixers" LAB="scan_forward scan_backward dwconv3d layernorm attention"
@@ -19,7 +19,8 @@ export PATH="$PATH:${CUDA_HOME:-/usr/local/cuda}/bin" OMPI_ALLOW_RUN_AS_ROOT=1 O
 name=
 if [ "$steps" != build ]; then
     command -v nvidia-smi > /dev/null || fail "nvidia-smi: not found; install NVIDIA's driver"
-    name=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1) && [ -n "$name" ] || fail "nvidia-smi: no GPU can be used"
+    name=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1) || name=
+    [ -n "$name" ] || fail "nvidia-smi: no GPU can be used"
 fi
 out=${OUT:-dev/results} limit=${LIMIT:-570}
 file=$out/$(echo "${name:-build}" | tr -c 'A-Za-z0-9\n' '_')-$(date +%F-%H%M%S).txt
@@ -49,31 +50,31 @@ run() {
 # the same beside others, its lines marked; wait for them
 beside() { local mark=$1; shift; run "$@" 2>&1 | sed -u "s/^/[$mark] /" & }
 missing() { echo "left out, $*" | tee -a "$work/verdicts"; }
-report() { awk -v OFS=' | ' "$@"; }
 
 # ---- the steps
 
-sources() { find Makefile ./*.c ./*.cu dev prepro -type f \( -name '*.[ch]' -o -name '*.cu' -o -name Makefile \) | LC_ALL=C sort | xargs cat | cksum; }
-built() {  # of these sources, and with its libraries
-    [ "$(cat "$1/sources" 2> /dev/null)" = "$(sources)" ] && ! ldd "$1"/*cu "$1"/dev/*_cu 2> /dev/null | grep -q 'not found'
-}
-build_one() {  # directory, variables and targets of make: the variants differ in all that nvcc compiles, each has a copy
+sources() { cat Makefile ./*.c ./*.cu dev/*.[ch] dev/*.cu prepro/*.[ch] | cksum; }
+# build_one DIRECTORY, make's variables and targets: variants differ in all that nvcc compiles, so each has a copy. Nothing is
+# done if it was built of these sources before, and finds its libraries.
+build_one() {
     local to=$1
     shift
-    if built "$to"; then echo "built before"; return; fi
-    rm -rf "$to" && mkdir -p "$to/dev" "$to/prepro" && cp -p Makefile ./*.c ./*.cu "$to" && cp -p dev/*.[ch] dev/*.cu "$to/dev" &&
-        cp -p prepro/*.[ch] "$to/prepro" && make -C "$to" -s -j "$jobs" DATA= "$@" && sources > "$to/sources"
+    if [ "$(cat "$to/sources" 2> /dev/null)" = "$(sources)" ]; then
+        case $(ldd "$to"/*cu "$to"/dev/*_cu 2> /dev/null) in *'not found'*) ;; *) echo "built before"; return ;; esac
+    fi
+    rm -rf "$to" && mkdir -p "$to/dev" "$to/prepro" && cp -p Makefile ./*.c ./*.cu "$to" && cp -p prepro/*.[ch] "$to/prepro" &&
+        cp -p dev/*.[ch] dev/*.cu "$to/dev" && make -C "$to" -s -j "$jobs" DATA= "$@" && sources > "$to/sources"
 }
 step_build() {
-    local lab_cu="dev/mixers_cu" program
-    for program in $LAB; do lab_cu="$lab_cu dev/${program}_cu"; done
-    export jobs; export -f build_one built sources
-    beside CPU 300 make -s -j "$jobs" train_vivim prepro data
+    local lab_cu=(dev/mixers_cu) program
+    for program in $LAB; do lab_cu+=("dev/${program}_cu"); done
+    export jobs; export -f build_one sources
+    beside CPU "$limit" make -s -j "$jobs" train_vivim prepro data
     # the laboratory is in single precision whatever the program is
-    beside FP32 300 bash -c 'build_one "$@"' build "$fp32" PRECISION=FP32 train_vivimcu test_vivimcu $lab_cu
-    beside BF16 300 bash -c 'build_one "$@"' build "$bf16" PRECISION=BF16 train_vivimcu test_vivimcu
+    beside FP32 "$limit" bash -c 'build_one "$@"' build "$fp32" PRECISION=FP32 train_vivimcu test_vivimcu "${lab_cu[@]}"
+    beside BF16 "$limit" bash -c 'build_one "$@"' build "$bf16" PRECISION=BF16 train_vivimcu test_vivimcu
     if command -v mpicc > /dev/null; then
-        beside MPI 300 bash -c 'build_one "$@"' build "$mpi" PRECISION=FP32 USE_MPI=1 NO_NCCL=1 train_vivimcu
+        beside MPI "$limit" bash -c 'build_one "$@"' build "$mpi" PRECISION=FP32 USE_MPI=1 NO_NCCL=1 train_vivimcu
     fi
     wait
     du -sh build/gpu
@@ -92,8 +93,8 @@ bench() {
     echo "--- $*"
     run 60 "build/gpu/$1/train_vivimcu" --bench --config "$2" --batch "$3" --frames "$4" > "$work/bench" 2>&1
     cat "$work/bench"
-    report -v head="| $1 | $2 | $3 | $4" -v clips="$3" -v frames="$4" '
-        /host waits/ { host = $NF }
+    awk -v OFS=' | ' -v head="| $1 | $2 | $3 | $4" -v clips="$3" -v frames="$4" '
+        /^  the host/ { host = $4 }
         /^{"config"/ { gsub(/[",}]/, ""); for (i = 1; i < NF; i++) v[$i] = $(i + 1)
             print head, v["forward_ms:"], sprintf("%.0f", 1e3 * clips * frames / v["forward_ms:"]), v["step_ms:"],
                   sprintf("%.2f", 1e3 * clips / v["step_ms:"]), host, v["forward_peak_mb:"], v["step_peak_mb:"] " |" }' \
@@ -101,7 +102,7 @@ bench() {
 }
 bench_table() {
     echo
-    echo "| precision | model | clips | frames | forward ms | frames/s | step ms | clips/s | of it the host | peak MB, forward | step |"
+    echo "| precision | model | clips | frames | forward ms | frames/s | step ms | clips/s | host ms | peak MB forward | step |"
     echo "|:--|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
     cat "$work/table"
 }
@@ -121,19 +122,19 @@ step_clips() {
 }
 
 step_run() {
-    local precision
+    local precision to
     for precision in FP32 BF16; do
-        run 90 "build/gpu/$precision/train_vivimcu" --out "$work/run$precision"
-        run 30 "build/gpu/$precision/train_vivimcu" --eval --val data/phantom_val.bin --checkpoint "$work/run$precision/best.safetensors"
+        to=$work/run$precision
+        run 90 "build/gpu/$precision/train_vivimcu" --out "$to"
+        run 30 "build/gpu/$precision/train_vivimcu" --eval --val data/phantom_val.bin --checkpoint "$to/best.safetensors"
     done
 }
 
 step_ranks() {
-    local options="--epochs 1 --affine none"
-    run 60 env RANK=0 WORLD_SIZE=1 MASTER_ADDR=localhost MASTER_PORT=29500 "$fp32/train_vivimcu" $options --out "$work/torchrun"
-    command -v mpirun > /dev/null && [ -x "$mpi/train_vivimcu" ] || { missing "mpirun: not found"; return; }
-    run 60 mpirun -n 1 "$mpi/train_vivimcu" $options --out "$work/mpi1"
-    run 60 mpirun -n 2 "$mpi/train_vivimcu" $options --out "$work/mpi2"  # both on one GPU; sums go over the host
+    local options=(--epochs 1 --affine none --out "$work/ranks") ranks
+    run 60 env RANK=0 WORLD_SIZE=1 MASTER_ADDR=localhost MASTER_PORT=29500 "$fp32/train_vivimcu" "${options[@]}"
+    if [ ! -x "$mpi/train_vivimcu" ] || ! command -v mpirun > /dev/null; then missing "mpirun: not found"; return; fi
+    for ranks in 1 2; do run 60 mpirun -n $ranks "$mpi/train_vivimcu" "${options[@]}"; done  # on one GPU, sums over the host
 }
 
 step_sanitize() {
@@ -159,12 +160,13 @@ step_kernels() {
         echo "| $precision: kernel | launches | ms | % |"
         echo "|:--|--:|--:|--:|"
         awk -F '","' -v step="${step:-0}" '
-            /gpu__time_duration.sum/ { name = $5; sub(/\(.*/, "", name); ns = $NF; gsub(/[",]/, "", ns)
+            /^"[0-9].*gpu__time_duration.sum/ { name = $5; sub(/\([^()]*\)$/, "", name); ns = $NF; gsub(/[",]/, "", ns)
                 sum[name] += ns / 1e6; count[name]++; all += ns / 1e6; launches++ }
-            END { for (k in sum) printf "| %s | %d | %.3f | %.1f |\n", k, count[k], sum[k], 100 * sum[k] / all | "sort -t \"|\" -k 4 -nr"
-                close("sort -t \"|\" -k 4 -nr")
+            END { sort = "LC_ALL=C sort -t \"|\" -k 4 -nr"
+                for (k in sum) printf "| %s | %d | %.3f | %.1f |\n", k, count[k], sum[k], 100 * sum[k] / all | sort
+                close(sort)
                 printf "%d kernels, %.2f ms; a step takes %.2f ms", launches, all, step
-                if (step > 0) printf ": %.1f %% of it are launches and gaps", 100 * (1 - all / step)
+                if (step > 0 && launches > 0) printf ": %.1f %% of it are launches and gaps", 100 * (1 - all / step)
                 printf "\n" }' "$work/ncu"
     done
 }
