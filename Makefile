@@ -92,7 +92,7 @@ EMU_ORDERS = forward reverse 7
 # left out, for they take minutes: trajectory, ten steps, plan, the trained network, the other models
 EMU_TESTS  = op golden drop model.hash_tiny model.hash_odd ^golden.trajectory
 
-.PHONY: help prepro dev data test test_emu lab_emu nvcc clean
+.PHONY: help prepro dev data test test_emu test_races lab_emu nvcc clean
 help:
 	@echo "compiler: $(CC)$(if $(findstring -fopenmp,$(CFLAGS)),, - without OpenMP, one thread only: install libgomp or libomp)"
 	@echo "images:   $(if $(HAVE_IMAGES),libjpeg and libpng found,libjpeg or libpng missing, so no prepro/frames: $(IMAGE_HINT))"
@@ -105,6 +105,7 @@ help:
 	@echo "make data          the synthetic clips and their network alone: $(DATA)"
 	@echo "make train_vivimcu test_vivimcu   the program on an NVIDIA GPU, and its tests: $(if $(NVCC),$(NVCC) for sm_$(NVCC_ARCH),$(NO_NVCC))"
 	@echo "make test_emu      the same tests without a GPU: its kernels on the CPU, slowly, under sanitizers"
+	@echo "make test_races    the operations' tests once more, with a look at every access: races between threads"
 	@echo "make lab_emu       the kernel laboratory's CUDA versions (dev/README.md), checked in the same way"
 	@echo "make test          build and run all tests that need no GPU"
 	@echo "make clean         remove what was built, but not data/ and out/"
@@ -139,6 +140,12 @@ train_vivim_emu: build/train_vivim_emu.cpp dev/cudaemu.h .mpi .precision | $(DAT
 
 test_vivim_emu: test_vivim.c build/train_vivim_emu.cpp dev/cudaemu.h .precision
 	$(CXX) $(EMU_FLAGS) -DVIVIM_CUDA -x c++ $< -o $@
+
+RACES_FLAGS = -fsanitize=thread -fno-pie -fno-threadsafe-statics -Wno-maybe-uninitialized
+# and, slower, with a look at every access: races
+test_vivim_races: test_vivim.c build/train_vivim_emu.cpp dev/cudaemu.h .precision
+	$(CXX) $(filter-out -fsanitize=% -fno-sanitize%,$(EMU_FLAGS)) $(RACES_FLAGS) -DVIVIM_CUDA -x c++ -c $< -o build/$@.o
+	$(CXX) -no-pie build/$@.o -o $@
 
 prepro/phantom: prepro/phantom.c
 	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
@@ -240,8 +247,11 @@ test_emu: test_vivim_emu train_vivim_emu train_vivim prepro $(MIXERS_EMU)
 	dev/test_device.sh ./train_vivim_emu $(if $(filter BF16,$(PRECISION)),5e-2)
 	$(if $(MIXERS_EMU),CUDAEMU_ORDER=7 $(MIXERS_EMU) --check)
 
+test_races: test_vivim_races  # of the operations' kernels
+	./test_vivim_races op
+
 clean:
-	rm -rf build train_vivim_emu test_vivim_emu train_vivimcu test_vivimcu dev/mixers_cu dev/mixers_emu $(LAB_CU) $(LAB_EMU)
+	rm -rf build train_vivim_emu test_vivim_emu test_vivim_races train_vivimcu test_vivimcu dev/mixers_cu dev/mixers_emu $(LAB_CU) $(LAB_EMU)
 	rm -f train_vivim $(TESTS) $(PREPRO) $(DEV) $(LAB) .mpi .amx .precision *.d prepro/*.d dev/*.d
 
 -include $(wildcard *.d prepro/*.d dev/*.d)

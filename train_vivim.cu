@@ -1047,11 +1047,11 @@ static void scaled_sum_cuda(float *x, const float *y, float scale, size_t n) {
     cudaCheck(cudaGetLastError());
 }
 
-// 0*x is 0 for a finite x and NaN for infinity and NaN. Threads that find one all write the same to *found.
+// 0*x is 0 for a finite x and NaN for infinity and NaN
 __global__ static void all_finite_kernel(float *found, const float *x, size_t n) {
     size_t i = first_of_four(); float v[4];
     load4(v, x, i, n);
-    if (0.0f * v[0] + 0.0f * v[1] + 0.0f * v[2] + 0.0f * v[3] != 0.0f) *found = 1.0f;
+    if (0.0f * v[0] + 0.0f * v[1] + 0.0f * v[2] + 0.0f * v[3] != 0.0f) atomicExch(found, 1.0f);
 }
 
 static int all_finite_cuda(const float *x, size_t n) {

@@ -15,8 +15,15 @@ What else it finds:
     the host touches managed memory before synchronising      the same, from the first launch to cudaDeviceSynchronize
     threads that miss a barrier, or wait at different ones;   a report with the block and the lines, then abort
       exited or foreign lanes in a shuffle; deadlock;
-      invalid launches, too much shared memory
+      invalid launches, too much shared memory;
+      waiting, cudaMalloc and the like while a stream is captured
+    races, if compiled with -fsanitize=thread, but linked     a report with the source line: two threads access the same number,
+      without (make test_races)                               one at least writes, and neither are both atomic nor does a
+                                                              barrier of the block (or __syncwarp) lie between
 
+It does not see: what is right in value, but rounded or converted otherwise than meant; work of the host that a captured stream
+leaves out, when a graph is launched again (its results are those of the first time); tiles of one shared array that run into
+each other, but by the values, and as races; an atomic where none is needed.
 Not emulated: time, streams that overlap, textures, inline PTX, __half, cooperative groups, cub. __CUDACC__ is
 not defined: what is declared __host__ __device__ under it is a plain function here.
 
@@ -35,6 +42,7 @@ Sections: 1 language | 2 memory | 3 fibers | 4 blocks, warps, barriers | 5 launc
 #include <sys/mman.h>
 #include <time.h>
 #include <ucontext.h>
+#include <unistd.h>
 #include <algorithm>
 #include <functional>
 #include <map>
@@ -201,8 +209,10 @@ __asm__(".text\n.p2align 4\nemu_switch:\n"
 #endif
 
 static Fiber scheduler, *current;              // the scheduler runs on the program's own stack
+#if EMU_ASAN
 static const void *scheduler_bottom;
 static size_t scheduler_size;
+#endif
 static std::vector<Fiber *> spare;             // fibers that can start another thread
 
 static inline void switch_fibers(Fiber *from, Fiber *to) {
@@ -268,6 +278,7 @@ struct Thread {
     Fiber *fiber;
     unsigned mask;                             // of the warp operation that it waits at
     int line;                                  // of the barrier that it waits at
+    unsigned syncs;                            // __syncwarp()s that it has passed
     uint64_t in, out;                          // what a warp operation exchanges: given, and visible to the others
 };
 static std::vector<Thread> threads;
@@ -275,6 +286,8 @@ static std::vector<int> order;                 // of the threads, warp by warp
 static int thread, count, next_fresh, fresh_end;
 static std::function<void()> body;             // the kernel with its arguments
 static char *dynamic_shared;
+static volatile bool in_kernel;                // volatile: gcc does not know that the functions under Races read these
+static volatile unsigned launches, blocks, barriers;   // so far: of all launches, of this one, of this block
 
 [[noreturn]] static void die(const char *what) {
     int states[6] = { 0 };
@@ -338,8 +351,8 @@ static bool release_warp(int first, int lanes) {
 }
 
 static void run_block() {
-    for (Thread &t : threads) t.state = FRESH;
-    next_fresh = 0;
+    for (Thread &t : threads) t.state = FRESH, t.syncs = 0;
+    next_fresh = 0, barriers = 0, in_kernel = true;
     for (;;) {
         for (int start = 0; start < count; start += 32) {      // start: in `order`; first: the warp's first thread
             int first = order[start] / 32 * 32, lanes = std::min(32, count - first);
@@ -365,12 +378,18 @@ static void run_block() {
             if (at >= 0 && at != t.line) die("threads of a block wait at different __syncthreads()");
             at = t.line, waiting++;
         }
-        if (exited == count) return;
+        if (exited == count) { blocks = blocks + 1, in_kernel = false; return; }
         if (waiting == 0) die("deadlock: lanes wait for each other in warp operations");
         if (waiting < count) die("not all threads of a block reach a __syncthreads()");
         for (Thread &t : threads) t.state = READY;
+        barriers = barriers + 1;
     }
 }
+
+// What is accessed inside is not watched (Races, below), or counts as atomic
+static volatile bool unwatched, atomic;
+struct Unwatched { Unwatched() { unwatched = true; } ~Unwatched() { unwatched = false; } };
+struct Atomic { Atomic() { atomic = true; } ~Atomic() { atomic = false; } };
 
 static inline void barrier(int line) {
     threads[thread].line = line, threads[thread].state = AT_BARRIER;
@@ -415,12 +434,14 @@ template <class T> static void permute(T *a, size_t n) {
     }
 }
 
-static std::vector<void *> filled;             // the static shared memory that this block came by
+static std::vector<std::pair<char *, size_t>> filled;   // the shared memory that this block came by
 
 // At the declaration of static shared memory: the first thread of a block fills it with NaN
 template <class T> static inline void fresh(T &shared) {
-    if (std::find(filled.begin(), filled.end(), (void *)&shared) != filled.end()) return;
-    filled.push_back((void *)&shared);
+    Unwatched here;
+    std::pair<char *, size_t> area((char *)&shared, sizeof shared);
+    if (std::find(filled.begin(), filled.end(), area) != filled.end()) return;
+    filled.push_back(area);
     memset((void *)&shared, 0xFF, sizeof shared);
 }
 
@@ -442,10 +463,10 @@ struct Launch {
             capturing->work.push_back([=]() mutable { launch(kernel, args...); });
             return;
         }
-        size_t blocks = (size_t)grid.x * grid.y * grid.z, limit = SHARED_LIMIT;
+        size_t number = (size_t)grid.x * grid.y * grid.z, limit = SHARED_LIMIT;
         if (shared_limit.count((void *)kernel)) limit = (size_t)shared_limit[(void *)kernel];
         size_t size = (size_t)block.x * block.y * block.z;
-        if (blocks == 0 || grid.x > 0x7FFFFFFFu || grid.y > 65535 || grid.z > 65535 || size == 0 || size > 1024 || block.z > 64
+        if (number == 0 || grid.x > 0x7FFFFFFFu || grid.y > 65535 || grid.z > 65535 || size == 0 || size > 1024 || block.z > 64
             || shared > limit) {
             fprintf(stderr, "[cudaemu] invalid launch: grid (%u,%u,%u), block (%u,%u,%u), %zu bytes of dynamic shared memory, "
                     "at most %zu\n", grid.x, grid.y, grid.z, block.x, block.y, block.z, shared, limit);
@@ -467,17 +488,19 @@ struct Launch {
         }
         std::vector<unsigned> block_order;
         if (order_kind() != 0) {
-            for (size_t i = 0; i < blocks; i++) block_order.push_back((unsigned)i);
-            permute(block_order.data(), blocks);
+            for (size_t i = 0; i < number; i++) block_order.push_back((unsigned)i);
+            permute(block_order.data(), number);
         }
         body = [=] { kernel(args...); };
-        dynamic_shared = shared ? (char *)malloc(shared) : nullptr;            // exactly as much as was asked for
+        dynamic_shared = nullptr;              // exactly as much as was asked for
+        if (shared && posix_memalign((void **)&dynamic_shared, 1024, shared) != 0) { perror("[cudaemu]"); abort(); }
         enter();
-        for (size_t i = 0; i < blocks; i++) {
+        launches = launches + 1, blocks = 0;
+        for (size_t i = 0; i < number; i++) {
             size_t b = order_kind() == 0 ? i : block_order[i];
             blockIdx = uint3{ (unsigned)(b % grid.x), (unsigned)(b / grid.x % grid.y), (unsigned)(b / grid.x / grid.y) };
             filled.clear();
-            if (shared) memset(dynamic_shared, 0xFF, shared);
+            if (shared) memset(dynamic_shared, 0xFF, shared), filled.push_back({ dynamic_shared, shared });
             run_block();
         }
         leave(true);
@@ -485,13 +508,81 @@ struct Launch {
     }
 };
 
+// ---- Races. Under -fsanitize=thread the compiler calls a function before every access to memory. Its library is left out:
+// these are the functions. For every two bytes of device and shared memory there is noted who wrote them last and who read them
+// since, the last one and one other; places that fall on the same note forget each other.
+#ifdef __SANITIZE_THREAD__
+struct Access { unsigned launch, block, barriers, syncs; int thread; bool atomic; };
+struct Note { uintptr_t place; Access write, read, other; };
+static const size_t NOTES = (size_t)1 << 20;
+static Note *notes = (Note *)calloc(NOTES, sizeof(Note));
+
+// may happen at the same time
+static inline bool collide(const Access &a, const Access &b, bool shared) {
+    if (a.launch != b.launch || (a.atomic && b.atomic)) return false;
+    if (a.block != b.block) return !shared;
+    return a.thread != b.thread && a.barriers == b.barriers && (a.thread / 32 != b.thread / 32 || a.syncs == b.syncs);
+}
+
+static void watch(const void *address, size_t bytes, bool writes, void *where) {
+    const char *p = (const char *)address;
+    bool global = device.holds(p) || managed.holds(p), shared = false;
+    for (size_t i = 0; i < filled.size() && !global; i++) {
+        shared |= p >= filled[i].first && p < filled[i].first + filled[i].second;
+    }
+    if (!global && !shared) return;
+    Access now = { launches, blocks, barriers, threads[(size_t)thread].syncs, thread, atomic };
+    for (uintptr_t place = (uintptr_t)p / 2; place <= ((uintptr_t)p + bytes - 1) / 2; place++) {
+        Note *note = &notes[place % NOTES];
+        if (note->place != place) *note = Note(), note->place = place;
+        const Access *before = collide(note->write, now, shared) ? &note->write : !writes ? nullptr
+                             : collide(note->read, now, shared) ? &note->read : collide(note->other, now, shared) ? &note->other
+                             : nullptr;
+        if (before) {
+            char command[160];
+            fprintf(stderr, "[cudaemu] race: block %u, thread %d %s %s memory that block %u, thread %d %s\n", now.block,
+                    now.thread, writes ? "writes" : "reads", shared ? "shared" : "global", before->block, before->thread,
+                    before == &note->write ? "wrote" : "reads");
+            snprintf(command, sizeof command, "addr2line -f -C -e /proc/%d/exe %p >&2", (int)getpid(), where);
+            if (system(command) != 0) fprintf(stderr, "at %p\n", where);
+            abort();
+        }
+        if (writes) note->write = now, note->read = note->other = Access();
+        else if (note->read.thread != now.thread || note->read.block != now.block) note->other = note->read, note->read = now;
+        else note->read = now;
+    }
+}
+
+#define EMU_WATCH(name, writes, bytes, ...) \
+    __attribute__((no_sanitize("thread"))) void __tsan_##name(void *p, ##__VA_ARGS__) { \
+        if (!in_kernel || unwatched) return; \
+        unwatched = true; \
+        watch(p, (size_t)(bytes), writes, __builtin_return_address(0)); \
+        unwatched = false; \
+    }
+extern "C" {
+EMU_WATCH(read1, false, 1) EMU_WATCH(read2, false, 2) EMU_WATCH(read4, false, 4) EMU_WATCH(read8, false, 8)
+EMU_WATCH(read16, false, 16) EMU_WATCH(read_range, false, bytes, long bytes)
+EMU_WATCH(write1, true, 1) EMU_WATCH(write2, true, 2) EMU_WATCH(write4, true, 4) EMU_WATCH(write8, true, 8)
+EMU_WATCH(write16, true, 16) EMU_WATCH(write_range, true, bytes, long bytes)
+void __tsan_init() {}
+void __tsan_func_entry(void *) {}
+void __tsan_func_exit(void) {}
+void __tsan_vptr_update(void *, void *) {}
+void __tsan_vptr_read(void *) {}
+}
+#endif
+
 } // namespace emu
 
 // ------------------------------------------------------------------------------------------------------------------
 // 6. Device functions
 
 #define __syncthreads() emu::barrier(__LINE__)
-static inline void __syncwarp(unsigned mask = 0xFFFFFFFFu) { emu::exchange(mask, 0, emu::lane()); }
+static inline void __syncwarp(unsigned mask = 0xFFFFFFFFu) {
+    emu::exchange(mask, 0, emu::lane());
+    emu::threads[emu::thread].syncs++;
+}
 static inline void __threadfence() {}
 template <class T> static inline T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
     return emu::exchange(mask, value, (emu::lane() & ~(width - 1)) + (source & (width - 1)));
@@ -520,10 +611,15 @@ static inline unsigned __ballot_sync(unsigned mask, int predicate) {
 static inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 static inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
 
-template <class T> static inline T atomicAdd(T *p, T value) { T old = *p; *p = old + value; return old; }
-template <class T> static inline T atomicMax(T *p, T value) { T old = *p; if (value > old) *p = value; return old; }
-template <class T> static inline T atomicOr(T *p, T value) { T old = *p; *p = old | value; return old; }
-template <class T> static inline T atomicExch(T *p, T value) { T old = *p; *p = value; return old; }
+template <class T> static inline T atomicExch(T *p, T value) { emu::Atomic here; T old = *p; *p = value; return old; }
+template <class T> static inline T atomicAdd(T *p, T value) { emu::Atomic here; T old = *p; *p = old + value; return old; }
+template <class T> static inline T atomicMax(T *p, T value) {
+    emu::Atomic here;
+    T old = *p;
+    if (value > old) *p = value;
+    return old;
+}
+template <class T> static inline T atomicOr(T *p, T value) { emu::Atomic here; T old = *p; *p = old | value; return old; }
 template <class T> static inline T __ldg(const T *p) { return *p; }
 template <class T> static inline T __ldcs(const T *p) { return *p; }
 template <class T> static inline void __stcs(T *p, T value) { *p = value; }
@@ -543,7 +639,8 @@ static inline int __ffs(int x) { return __builtin_ffs(x); }
 template <class A, class B> static inline auto max(A a, B b) -> decltype(a + b) { return a > b ? a : b; }
 template <class A, class B> static inline auto min(A a, B b) -> decltype(a + b) { return a < b ? a : b; }
 
-// Tensor cores: matrices of 16 x 16, which a warp holds together. Here lane 0 has them whole and does the work; all lanes meet.
+// Tensor cores: matrices of 16 x 16, which a warp holds together. Here lane 0 has them whole and does the work, and all lanes
+// meet to multiply - not to load or to store: who writes a tile, or reads one, must synchronise with lane 0 himself.
 namespace nvcuda { namespace wmma {
 struct row_major {};
 struct col_major {};
@@ -563,7 +660,6 @@ static inline void emu_aligned(const void *p, size_t ld, size_t of) {
 }
 template <class Use, class T, class Layout>
 static inline void load_matrix_sync(fragment<Use, 16, 16, 16, T, Layout> &f, const T *p, unsigned ld) {
-    __syncwarp();
     emu_aligned(p, ld, 16 / sizeof(T));
     if (emu::lane() != 0) return;
     for (unsigned i = 0; i < 16; i++) for (unsigned j = 0; j < 16; j++) {
@@ -571,7 +667,7 @@ static inline void load_matrix_sync(fragment<Use, 16, 16, 16, T, Layout> &f, con
     }
 }
 template <class D, class A, class B> static inline void mma_sync(D &d, const A &a, const B &b, const D &c) {
-    __syncwarp();
+    emu::exchange(0xFFFFFFFFu, 0, emu::lane());
     if (emu::lane() != 0) return;
     for (int i = 0; i < 16; i++) for (int j = 0; j < 16; j++) {
         float sum = c.x[i][j];
@@ -584,7 +680,6 @@ template <class F> static inline void store_matrix_sync(float *p, const F &f, un
     for (unsigned i = 0; i < 16 && emu::lane() == 0; i++) for (unsigned j = 0; j < 16; j++) {
         p[layout == mem_row_major ? i * ld + j : j * ld + i] = f.x[i][j];
     }
-    __syncwarp();
 }
 } }
 
@@ -612,13 +707,20 @@ struct cudaDeviceProp {
     int major, minor, multiProcessorCount, maxThreadsPerMultiProcessor, l2CacheSize, managedMemory, concurrentManagedAccess;
 };
 
+// What a GPU refuses while a stream is captured
+static inline void emu_not_captured(const char *what) {
+    if (!emu::capturing) return;
+    fprintf(stderr, "[cudaemu] the host %s while a stream is captured\n", what);
+    abort();
+}
+
 static inline const char *cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "out of memory"; }
 static inline const char *cudaGetErrorName(cudaError_t error) {
     return error == cudaSuccess ? "cudaSuccess" : "cudaErrorMemoryAllocation";
 }
 static inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 static inline cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
-static inline cudaError_t cudaDeviceSynchronize() { emu::synchronize(); return cudaSuccess; }
+static inline cudaError_t cudaDeviceSynchronize() { emu_not_captured("waits"); emu::synchronize(); return cudaSuccess; }
 static inline cudaError_t cudaDeviceReset() { return cudaSuccess; }
 static inline cudaError_t cudaProfilerStart() { return cudaSuccess; }
 static inline cudaError_t cudaProfilerStop() { return cudaSuccess; }
@@ -664,7 +766,7 @@ static inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blo
 static inline cudaError_t cudaStreamCreate(cudaStream_t *stream) { *stream = nullptr; return cudaSuccess; }
 static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) { *stream = nullptr; return cudaSuccess; }
 static inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { emu::synchronize(); return cudaSuccess; }
+static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaDeviceSynchronize(); }
 
 static inline cudaError_t emu_allocate(emu::Heap *heap, void **p, size_t bytes) {
     heap->access(true);
@@ -673,14 +775,22 @@ static inline cudaError_t emu_allocate(emu::Heap *heap, void **p, size_t bytes) 
     return *p ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 template <class T> static inline cudaError_t cudaMalloc(T **p, size_t bytes) {
+    emu_not_captured("takes memory by cudaMalloc");
     return emu_allocate(&emu::device, (void **)p, bytes);
 }
 template <class T> static inline cudaError_t cudaMallocAsync(T **p, size_t bytes, cudaStream_t) {
-    cudaError_t error = cudaMalloc(p, bytes);
+    cudaError_t error = emu_allocate(&emu::device, (void **)p, bytes);
     void *memory = *p;
     if (emu::capturing && error == cudaSuccess) {
         emu::capturing->memory.push_back(memory);
-        emu::capturing->work.push_back([=] { emu::enter(); memset(memory, 0xFF, bytes); emu::leave(true); });
+        emu::capturing->work.push_back([=] {
+            emu::enter();
+#if EMU_ASAN
+            ASAN_UNPOISON_MEMORY_REGION(memory, bytes);
+#endif
+            memset(memory, 0xFF, bytes);
+            emu::leave(true);
+        });
     }
     return error;
 }
@@ -688,15 +798,28 @@ template <class T> static inline cudaError_t cudaMallocManaged(T **p, size_t byt
     return emu_allocate(&emu::managed, (void **)p, bytes);
 }
 static inline cudaError_t cudaFreeAsync(void *p, cudaStream_t) {
-    if (emu::capturing) return cudaSuccess;
+    if (emu::capturing && p) {                 // until the graph is launched again nobody may use it
+        auto &memory = emu::capturing->memory;
+        if (std::find(memory.begin(), memory.end(), p) == memory.end()) emu_not_captured("gives back memory of before");
+#if EMU_ASAN
+        size_t room = emu::device.used[(char *)p];
+        emu::capturing->work.push_back([=] { ASAN_POISON_MEMORY_REGION(p, room); });
+#endif
+        return cudaSuccess;
+    }
     if (p && !emu::device.give_back(p) && !emu::managed.give_back(p)) {
         fprintf(stderr, "[cudaemu] cudaFree of what cudaMalloc did not return, or twice\n");
         abort();
     }
     return cudaSuccess;
 }
-static inline cudaError_t cudaFree(void *p) { emu::synchronize(); return cudaFreeAsync(p, nullptr); }
+static inline cudaError_t cudaFree(void *p) {
+    emu_not_captured("calls cudaFree");
+    emu::synchronize();
+    return cudaFreeAsync(p, nullptr);
+}
 template <class T> static inline cudaError_t cudaMallocHost(T **p, size_t bytes) {
+    emu_not_captured("takes memory by cudaMallocHost");
     *p = (T *)malloc(bytes);
     return *p ? cudaSuccess : cudaErrorMemoryAllocation;
 }
@@ -819,7 +942,7 @@ static inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t = null
     *event = (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
     return cudaSuccess;
 }
-static inline cudaError_t cudaEventSynchronize(cudaEvent_t) { emu::synchronize(); return cudaSuccess; }
+static inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaDeviceSynchronize(); }
 static inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t a, cudaEvent_t b) {
     *ms = (float)(*b - *a);
     return cudaSuccess;

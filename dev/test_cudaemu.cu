@@ -5,7 +5,10 @@
 #include <string.h>
 #include <math.h>
 #include <cuda_runtime.h>
+#include <cuda_bf16.h>
 #include <cublas_v2.h>
+#include <cublasLt.h>
+#include <mma.h>
 
 enum { N = 1000, BLOCK = 256 };
 
@@ -73,6 +76,40 @@ static __global__ void lane_race_kernel(float *out) {
     out[threadIdx.x + 1] = out[threadIdx.x] + 1;
 }
 
+// every block adds 1 to the same number
+template <int ATOMIC> static __global__ void count_kernel(float *out) {
+    if (threadIdx.x > 0) return;
+    if (ATOMIC) atomicAdd(out, 1.0f);
+    else *out += 1;
+}
+
+// bits[i] of inp[i] as bfloat16, or simply its upper half
+template <int ROUND> static __global__ void bf16_kernel(float *bits, const float *inp, int n) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) bits[i] = (float)(ROUND ? __bfloat16_as_ushort(__float2bfloat16(inp[i])) : __float_as_uint(inp[i]) >> 16);
+}
+
+// out (16, 16) = A B^T by one warp, A and B (16, 16) in shared memory, in rows of ld; B lies `past` numbers further on. The
+// warp does not meet between writing A and B and loading them (SYNC & 1), or between storing the product and reading it (2)
+template <int SYNC> static __global__ void wmma_kernel(float *out, int ld, int past) {
+    extern __shared__ float shared[];
+    float *product = shared;
+    __nv_bfloat16 *A = (__nv_bfloat16 *)(shared + 256), *B = A + 16 * 16 + past;
+    using namespace nvcuda::wmma;
+    fragment<accumulator, 16, 16, 16, float> sum;
+    fragment<matrix_a, 16, 16, 16, __nv_bfloat16, row_major> a;
+    fragment<matrix_b, 16, 16, 16, __nv_bfloat16, col_major> b;
+    for (int i = threadIdx.x; i < 256; i += 32) A[i] = (float)(i / 16 - i % 16), A[256 + i] = (float)(i % 5);
+    if (!(SYNC & 1)) __syncwarp();
+    fill_fragment(sum, 0.0f);
+    load_matrix_sync(a, A, 16);
+    load_matrix_sync(b, B, ld);
+    mma_sync(sum, a, b, sum);
+    store_matrix_sync(product, sum, 16, mem_row_major);
+    if (!(SYNC & 2)) __syncwarp();
+    for (int i = threadIdx.x; i < 256; i += 32) out[i] = product[i];
+}
+
 static float *device_floats(int n, const float *host) {
     float *p;
     if (cudaMalloc(&p, n * sizeof(float)) != cudaSuccess) exit(1);
@@ -111,6 +148,95 @@ static int gemm(int transA, int transB, int room) {
     }
     cudaFree(a), cudaFree(b), cudaFree(c);
     return worst < 1e-5f;
+}
+
+// the kernel's rounding is to the nearest bfloat16, of two equally near ones to the even
+static int bf16_rounds(float *out, float *inp, int round) {
+    enum { NUMBERS = 999 };
+    float x[NUMBERS], bits[NUMBERS];
+    for (int i = 0; i < NUMBERS; i++) x[i] = ldexpf(1 + i / 1024.0f, i % 30 - 15) * (i % 2 ? -1 : 1);  // among them ties
+    x[0] = INFINITY, x[1] = 3.4e38f, x[2] = 1e-40f, x[3] = 0;
+    cudaMemcpy(inp, x, sizeof x, cudaMemcpyHostToDevice);
+    if (round) bf16_kernel<1><<<4, BLOCK>>>(out, inp, NUMBERS);
+    else bf16_kernel<0><<<4, BLOCK>>>(out, inp, NUMBERS);
+    cudaMemcpy(bits, out, sizeof bits, cudaMemcpyDeviceToHost);
+    for (int i = 2; i < NUMBERS; i++) {
+        unsigned got = (unsigned)bits[i], value[3];
+        double distance[3];
+        float y;
+        for (int k = 0; k < 3; k++) {          // itself and its two neighbours
+            value[k] = (got - (got % 0x8000 > 0) + k) << 16;
+            memcpy(&y, &value[k], 4);
+            distance[k] = fabs((double)y - (double)x[i]);
+        }
+        int own = got % 0x8000 > 0;
+        for (int k = 0; k < 3; k++) {
+            if (distance[k] < distance[own] || (k != own && distance[k] == distance[own] && got % 2)) return 0;
+        }
+    }
+    return bits[0] == 0x7F80 && bits[1] == 0x7F80;
+}
+
+// A B^T + bias by cuBLASLt, A and B (8, 8) of ones
+static int lt(const float *ones, float *out, const float *bias) {
+    cublasLtHandle_t handle;
+    cublasLtMatmulDesc_t product;
+    cublasLtMatrixLayout_t a;
+    cublasLtMatmulPreference_t wish;
+    cublasLtMatmulHeuristicResult_t result;
+    cublasOperation_t transposed = CUBLAS_OP_T;
+    cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+    int results = 0;
+    float one = 1, zero = 0;
+    unsigned aligned = 16;
+    cublasLtCreate(&handle);
+    cublasLtMatmulDescCreate(&product, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+    cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_TRANSB, &transposed, sizeof transposed);
+    cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
+    cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias);
+    cublasLtMatrixLayoutCreate(&a, CUDA_R_32F, 8, 8, 8);
+    cublasLtMatmulPreferenceCreate(&wish);
+    for (int k = 5; k < 9; k++) {
+        cublasLtMatmulPreferenceSetAttribute(wish, (cublasLtMatmulPreferenceAttributes_t)k, &aligned, sizeof aligned);
+    }
+    cublasLtMatmulAlgoGetHeuristic(handle, product, a, a, a, a, wish, 1, &result, &results);
+    if (!results) return 0;
+    cublasLtMatmul(handle, product, &one, ones, a, ones, a, &zero, out, a, out, a, &result.algo, NULL, 0, NULL);
+    return all_are(out, 64, 9);
+}
+
+// Records out = 2 inp with some memory in between, and launches it twice; `mistake` is made on the way
+static int graph(const char *mistake, float *out, float *inp) {
+    cudaGraph_t recorded;
+    cudaGraphExec_t replay;
+    float *between, *host = (float *)malloc(N * sizeof(float));
+    int right = 1, slack = 0;
+    for (int i = 0; i < N; i++) host[i] = 1;
+    cudaStreamBeginCapture(NULL, cudaStreamCaptureModeThreadLocal);
+    cudaMallocAsync(&between, N * sizeof(float), NULL);
+    if (strcmp(mistake, "graph_waits") == 0) cudaStreamSynchronize(NULL);
+    if (strcmp(mistake, "graph_takes") == 0) cudaMalloc(&between, N * sizeof(float));
+    if (strcmp(mistake, "graph_gives") == 0) cudaFreeAsync(inp, NULL);
+    if (strcmp(mistake, "graph_host_work") == 0) slack = (int)host[0] - 1;     // known now, not when it is launched
+    cudaMemcpyAsync(between, inp, N * sizeof(float), cudaMemcpyDeviceToDevice, NULL);
+    if (strcmp(mistake, "graph_own_freed") == 0) cudaFreeAsync(between, NULL);
+    twice_kernel<<<(N + BLOCK - 1) / BLOCK, BLOCK>>>(out, between, N + slack, 0);
+    if (strcmp(mistake, "graph_own_freed") != 0) cudaFreeAsync(between, NULL);
+    cudaStreamEndCapture(NULL, &recorded);
+    cudaGraphInstantiate(&replay, recorded, 0);
+    cudaGraphDestroy(recorded);
+    if (strcmp(mistake, "graph_freed") == 0) cudaFree(inp);
+    for (int k = 1; k <= 2; k++) {
+        for (int i = 0; i < N; i++) host[i] = (float)k;
+        if (strcmp(mistake, "graph_host_work") == 0 && k == 2) slack = -N / 2;
+        if (strcmp(mistake, "graph_freed") != 0) cudaMemcpy(inp, host, N * sizeof(float), cudaMemcpyHostToDevice);
+        cudaMemset(out, 0, N * sizeof(float));
+        cudaGraphLaunch(replay, NULL);
+        right &= all_are(out, N + slack, (float)(2 * k)) && (slack == 0 || all_are(out + N + slack, -slack, 0));
+    }
+    cudaGraphExecDestroy(replay);
+    free(host);
+    return right;
 }
 
 int main(int argc, char **argv) {
@@ -195,6 +321,31 @@ int main(int argc, char **argv) {
         right = gemm(0, 0, 15) && gemm(0, 1, 15) && gemm(1, 0, 15) && gemm(1, 1, 15);
     } else if (strcmp(name, "gemm_past") == 0) {
         right = gemm(0, 0, 14);
+    } else if (strcmp(name, "atomic_add") == 0 || strcmp(name, "plain_add") == 0) {
+        cudaMemset(out, 0, sizeof(float));
+        if (name[0] == 'a') count_kernel<1><<<10, 32>>>(out);
+        else count_kernel<0><<<10, 32>>>(out);
+        right = all_are(out, 1, 10);
+    } else if (strncmp(name, "bf16", 4) == 0) {
+        right = bf16_rounds(out, inp, strcmp(name, "bf16_truncated") != 0);
+    } else if (strncmp(name, "wmma", 4) == 0) {
+        size_t bytes = 256 * sizeof(float) + 512 * sizeof(__nv_bfloat16);
+        if (strcmp(name, "wmma_no_sync_before") == 0) wmma_kernel<1><<<1, 32, bytes>>>(out, 16, 0);
+        else if (strcmp(name, "wmma_no_sync_after") == 0) wmma_kernel<2><<<1, 32, bytes>>>(out, 16, 0);
+        else wmma_kernel<0><<<1, 32, bytes>>>(out, strcmp(name, "wmma_ld") == 0 ? 8 : 16, strcmp(name, "wmma_past") == 0 ? 16
+                                              : strcmp(name, "wmma_unaligned") == 0 ? 8 : 0);
+        cudaMemcpy(host, out, 256 * sizeof(float), cudaMemcpyDeviceToHost);
+        right = 1;
+        for (int i = 0; i < 256; i++) {
+            float sum = 0;
+            for (int k = 0; k < 16; k++) sum += (float)(i / 16 - k) * (float)((i % 16 * 16 + k) % 5);
+            right &= host[i] == sum;
+        }
+    } else if (strncmp(name, "lt", 2) == 0) {
+        right = lt(inp, out, strcmp(name, "lt_host_bias") == 0 ? (float *)(((uintptr_t)host + 15) / 16 * 16)
+                           : strcmp(name, "lt_short_bias") == 0 ? inp + N - 4 : inp);
+    } else if (strncmp(name, "graph", 5) == 0) {
+        right = graph(name, out, inp);
     } else {
         fprintf(stderr, "test_cudaemu: no case \"%s\"\n", name);
         return 2;

@@ -8,9 +8,12 @@ trap 'rm -rf "$work"' EXIT
 export ASAN_OPTIONS=detect_leaks=0
 passed=0 failed=0
 
+flags="-std=c++17 -g -O1 -Wall -Wno-sign-compare -include dev/cudaemu.h"
 sed -f dev/cudaemu.sed dev/test_cudaemu.cu > "$work/test.cpp" &&
-${CXX:-g++} -std=c++17 -g -O1 -Wall -Wno-sign-compare -fsanitize=address,undefined -fno-sanitize-recover=all \
-    -include dev/cudaemu.h "$work/test.cpp" -o "$work/test" || exit 1
+${CXX:-g++} $flags -fsanitize=address,undefined -fno-sanitize-recover=all "$work/test.cpp" -o "$work/test" &&
+${CXX:-g++} $flags -fsanitize=thread -fno-pie -fno-threadsafe-statics -c "$work/test.cpp" -o "$work/test.o" &&
+${CXX:-g++} -no-pie "$work/test.o" -o "$work/races" || exit 1
+program=$work/test
 
 verdict() {  # case, 0 if it is as it should be
     if [ "$2" = 0 ]; then passed=$((passed + 1)); echo "ok    $1"; return; fi
@@ -19,7 +22,7 @@ verdict() {  # case, 0 if it is as it should be
     sed 's/^/      /' "$work/out" | head -20
 }
 
-run() { { CUDAEMU_ORDER=$2 "$work/test" "$1" > "$work/out" 2>&1; } 2> /dev/null; }     # the shell need not say that it aborted
+run() { { CUDAEMU_ORDER=$2 "$program" "$1" > "$work/out" 2>&1; } 2> /dev/null; }     # the shell need not say that it aborted
 
 right() {  # case: the same right result in every schedule
     local bad=0
@@ -39,12 +42,17 @@ exposed() {  # case: in one schedule at least the result is wrong
     verdict "$1: exposed" $bad
 }
 
-for name in twice row_sums warp_sums managed much_shared gemm; do right $name; done
+for name in twice row_sums warp_sums managed much_shared gemm atomic_add bf16 wmma lt graph; do right $name; done
 exposed missing_barrier
 exposed unwritten
 exposed shared_unwritten
 exposed block_race
 exposed lane_race
+exposed bf16_truncated
+exposed wmma_ld
+exposed wmma_no_sync_before
+exposed wmma_no_sync_after
+exposed graph_host_work
 reported global_past "AddressSanitizer: use-after-poison"
 reported shared_past "AddressSanitizer: heap-buffer-overflow"
 reported static_shared_past "AddressSanitizer: global-buffer-overflow\|out of bounds"
@@ -62,6 +70,27 @@ reported too_much_shared "invalid launch"
 reported copy_kind "its kind does not fit"
 reported free_twice "or twice"
 reported gemm_past "cuBLAS: C"
+reported wmma_past "AddressSanitizer: heap-buffer-overflow"
+reported wmma_unaligned "must begin on 32 bytes"
+reported lt_host_bias "cuBLAS: bias"
+reported lt_short_bias "cuBLAS: bias"
+reported graph_freed "AddressSanitizer: use-after-poison"
+reported graph_own_freed "AddressSanitizer: use-after-poison"
+reported graph_waits "waits while a stream is captured"
+reported graph_takes "takes memory by cudaMalloc while"
+reported graph_gives "gives back memory of before while"
+
+program=$work/races  # with the line of the second access
+for name in twice row_sums warp_sums managed atomic_add wmma graph; do right $name; done
+reported plain_add "race: .* global memory"
+reported block_race "race: .* global memory"
+reported lane_race "race: .* global memory"
+reported missing_barrier "race: .* shared memory"
+reported wmma_no_sync_before "race: .* shared memory"
+reported wmma_no_sync_after "race: .* shared memory"
+run plain_add forward
+grep -q 'test.cpp:[0-9]' "$work/out"
+verdict "races: the line of the source is named" $?
 
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]
