@@ -1830,27 +1830,6 @@ static void attention_backward_cuda(floatX *dq, floatX *dk, floatX *dv, const fl
 
 enum { CONV1D_RUN = 16, CONV1D_RUN_BACKWARD = 32, CONV1D_RUNS = 8 };  // positions of a thread; runs of a block
 
-// out[j] += sum over parts of partial (parts, n), in fixed order: 8 threads a column, each every 8th part, then these 8
-static __global__ void add_parts_kernel(float *out, const float *partial, int parts, size_t n) {
-    __shared__ float sums[8][32];
-    size_t j = (size_t)blockIdx.x * 32 + threadIdx.x;
-    float sum = 0.0f;
-    if (j < n) {
-        #pragma unroll 4
-        for (int r = threadIdx.y; r < parts; r += 8) sum += partial[(size_t)r * n + j];
-    }
-    sums[threadIdx.y][threadIdx.x] = sum;
-    __syncthreads();
-    if (threadIdx.y > 0 || j >= n) return;
-    for (int k = 1; k < 8; k++) sum += sums[k][threadIdx.x];
-    out[j] += sum;
-}
-
-static void add_parts_cuda(float *out, const float *partial, int parts, size_t n) {
-    add_parts_kernel<<<(unsigned)((n + 31) / 32), dim3(32, 8), 0, stream_cuda>>>(out, partial, parts, n);
-    cudaCheck(cudaGetLastError());
-}
-
 // z[s] = bias + sum_k weight[k] x[s - (K-1) + k],   out[s] = silu(z[s]). A thread walks over a run of positions of one channel
 // with the last K of x in registers, so that it reads each x once.
 // out (B, L, D), x (B, L, ldx), weight (D, K), bias (D); grid (runs, channels, clips), block (32 channels, 8 runs)
@@ -1961,8 +1940,8 @@ static void conv1d_silu_backward_cuda(floatX *dx, int lddx, float *dweight, floa
     float *dw = malloc_floats_cuda((size_t)parts * D * K), *db = malloc_floats_cuda((size_t)parts * D);
     kernel<<<grid, block, 0, stream_cuda>>>(dx, lddx, dw, db, dout, x, ldx, weight, bias, order, T, P, D, accumulate);
     cudaCheck(cudaGetLastError());
-    add_parts_cuda(dweight, dw, parts, (size_t)D * K);
-    add_parts_cuda(dbias, db, parts, (size_t)D);
+    finish_sums(dweight, NULL, NULL, dw, parts, D * K, 1.0f, 1);
+    finish_sums(dbias, NULL, NULL, db, parts, D, 1.0f, 1);
     free_check_cuda(dw); free_check_cuda(db);
 }
 
@@ -2356,8 +2335,8 @@ static void selective_scan_backward_cuda(floatX *du, floatX *ddt, floatX *dBt, f
         cudaCheck(cudaGetLastError());
         free_check_cuda(starts);
     }
-    add_parts_cuda(dA_log, dA, places, (size_t)D * N);
-    add_parts_cuda(dD_skip, dskip, places, (size_t)D);
+    finish_sums(dA_log, NULL, NULL, dA, places, D * N, 1.0f, 1);
+    finish_sums(dD_skip, NULL, NULL, dskip, places, D, 1.0f, 1);
     free_check_cuda(dBC); free_check_cuda(dA); free_check_cuda(dskip);
 }
 

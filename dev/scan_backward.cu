@@ -384,8 +384,8 @@ template <typename X> static void parts_sum(float *const *t, const BackArgs<X> *
     float *dBt = t[OUT_DBT] + p->order * rows * p->N, *dCt = t[OUT_DCT] + p->order * rows * p->N;
     scan_back_finish_kernel<<<blocks_for(rows * 2 * STATES, 256), 256, 0, stream_cuda>>>(dBt, dCt, p->dBC, parts, rows, p->N);
     cudaCheck(cudaGetLastError());
-    add_parts_cuda(t[ADD_DA_LOG], p->dA_log, p->B * p->chunks, (size_t)p->D * p->N);
-    add_parts_cuda(t[ADD_DD_SKIP], p->dD_skip, p->B * p->chunks, (size_t)p->D);
+    finish_sums(t[ADD_DA_LOG], NULL, NULL, p->dA_log, p->B * p->chunks, p->D * p->N, 1.0f, 1);
+    finish_sums(t[ADD_DD_SKIP], NULL, NULL, p->dD_skip, p->B * p->chunks, p->D, 1.0f, 1);
 }
 
 template <bool ATOMIC> static void run_stored(float *const *t, const Sizes *s) {
