@@ -27,7 +27,7 @@ file=$out/$(echo "${name:-build}" | tr -c 'A-Za-z0-9\n' '_')-$(date +%F-%H%M%S).
 work=$(mktemp -d) || exit 1
 mkdir -p "$out" build/gpu || exit 1
 trap 'rm -rf "$work"' EXIT
-trap 'kill $(jobs -p) 2> /dev/null; exit 143' HUP INT TERM
+trap 'exit 143' HUP INT TERM
 fp32=build/gpu/FP32 bf16=build/gpu/BF16 mpi=build/gpu/MPI jobs=$(nproc)
 
 # run SECONDS COMMAND...: not longer, and not longer than there is time for all; notes what became of it
