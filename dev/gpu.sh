@@ -160,7 +160,8 @@ step_kernels() {
         echo "| $precision: kernel | launches | ms | % |"
         echo "|:--|--:|--:|--:|"
         awk -F '","' -v step="${step:-0}" '
-            /^"[0-9].*gpu__time_duration.sum/ { name = $5; sub(/\([^()]*\)$/, "", name); ns = $NF; gsub(/[",]/, "", ns)
+            /"Kernel Name"/ { for (i = 1; i <= NF; i++) if ($i == "Kernel Name") at = i }
+            /^"[0-9].*gpu__time_duration.sum/ { name = $at; sub(/\([^()]*\)$/, "", name); ns = $NF; gsub(/[",]/, "", ns)
                 sum[name] += ns / 1e6; count[name]++; all += ns / 1e6; launches++ }
             END { sort = "LC_ALL=C sort -t \"|\" -k 4 -nr"
                 for (k in sum) printf "| %s | %d | %.3f | %.1f |\n", k, count[k], sum[k], 100 * sum[k] / all | sort
