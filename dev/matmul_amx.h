@@ -71,6 +71,7 @@ ALWAYS_INLINE void pack_16x32(uint16_t *to, const float *from, size_t ld, int li
     for (int i = 0; i < 16; i++) {
         int one = along_k ? i < lines : 2 * i < steps, two = along_k ? one && steps > 16 : 2 * i + 1 < steps;
         const float *a = from + (one ? (along_k ? 1 : 2) * i * ld : 0), *b = two ? a + (along_k ? 16 : ld) : a;
+        PREFETCH(a + 32 * ld), PREFETCH(b + 32 * ld);  // the processor does not foresee steps of ld
         parts_2x16(part, _mm512_maskz_loadu_ps(first_lanes(one ? (along_k ? steps : lines) : 0), a),
                    _mm512_maskz_loadu_ps(first_lanes(two ? (along_k ? steps - 16 : lines) : 0), b));
         for (int p = 0; p < PARTS; p++) {
