@@ -2777,6 +2777,7 @@ int train_vivim(int argc, char **argv) {
     start_process(argv);
     parallel_start(&argc, &argv);
     options_parse(&options, OPTIONS, argc, argv);
+    options_check(&options, argc, argv);
     set_threads_wanted(options.threads);
     if (options.batch == 0) options.batch = options.bench ? 1 : 4;
     if (options.help) {

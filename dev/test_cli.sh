@@ -326,6 +326,26 @@ test_options() {
     refuse_option eval-every x 0
     refuse_option seed x -1 99999999999
     refuse_option threads x -1 99999
+
+    # what would be ignored is refused, before any file is looked at
+    no_effect() {  # no_effect MODE OPTION...: MODE and OPTION may have values, an option's after =
+        mode=$1
+        shift
+        for option in "$@"; do
+            name=${option%%=*} value=${option#"${option%%=*}"}
+            refuse "train_vivim $mode --$name" "--$name: no effect" "$train" $mode "--$name" ${value#=}
+        done
+    }
+    training="train=none.bin resume epochs=1 lr=1e-3 edge=1 affine=none patch=8 sync-bn=1 flip=0 jitter=0 eval-every=1 save-every=1"
+    model="config=b0 scans=f init=none bce=plain dt-init=mamba drop-path=0 dropout=0 seed=1"
+    no_effect "--predict none.bin" $training $model val=none.bin
+    no_effect "--eval" $training $model out=new/p
+    no_effect "--predict none.bin --eval" lr=1e-3 val=none.bin
+    no_effect "--bench" $training val=none.bin out=new/p predict=none.bin eval checkpoint=none stride=1
+    no_effect "--out new/out" checkpoint=none stride=1 stride=0
+    refuse "--batch with --stride" "--batch: --stride" "$train" --eval --stride 2 --batch 2
+    accept "--help beside anything" "$train" --lr 1 --predict x --help
+
     refuse "--train ''" "--train" "$train" --train '' --val good.bin --out new/out
     refuse "--val ''" "--val" "$train" --train good.bin --val '' --out new/out
 }
@@ -544,6 +564,8 @@ test_training() {
     trains "boundary head of one layer" --edge 1
     trains "--config b0" --config b0 --frames 1 --batch 1 --train odd.bin --val odd.bin
     accept "--bench without Mamba layers" "$train" --bench --config b0 --scans none --size 64 --frames 1
+    accept "--bench, every option that counts" "$train" --bench --config tiny --scans f --init base/best.safetensors --size 32 --frames 1 \
+        --batch 1 --bce weighted --dt-init vivim --drop-path 0 --dropout 0 --seed 2 --threads 1 --memory-limit 4
     accept "--bench" "$train" --bench --size 32 --frames 1
     tail -n 1 stdout > last
     check "--bench ends with a JSON line" grep -q -E '^\{"config": "tiny", "threads": [0-9]+, "forward_ms": [0-9.]+, "step_ms": [0-9.]+, "forward_peak_mb": [0-9.]+, "step_peak_mb": [0-9.]+\}$' last
@@ -579,6 +601,8 @@ test_prediction() {
     else
         skip 3 "prediction without masks: prepro/frames is not built"
     fi
+    accept "--eval, every option that counts" "$train" --eval --val good.bin $best --size 32 --frames 3 --stride 2 --threads 1 --memory-limit 4
+    accept "--predict with --eval" "$train" --predict good.bin --eval $best --out new/p.bin --batch 2
     refuse "--eval without a checkpoint" "out/best.safetensors" "$train" --eval --val good.bin
     refuse "--predict, a missing shard" "none.bin" "$train" --predict none.bin $best --out new/p.bin
     refuse "--predict, not a checkpoint" "good.bin" "$train" --predict good.bin --checkpoint good.bin --out new/p.bin

@@ -1,4 +1,4 @@
-// options.h: what train_vivim can be told on the command line. Included by train_vivim.c, section 17.
+// options.h: what train_vivim can be told on the command line, and when it counts. Included by train_vivim.c, section 17.
 #ifndef VIVIM_OPTIONS_H
 #define VIVIM_OPTIONS_H
 
@@ -47,5 +47,33 @@ static const Option OPTIONS[] = {
     {NULL, NULL, NULL, 0, 0, 0, 0},
 };
 #undef FIELD
+
+// What counts in each mode; --threads, --memory-limit and --help do in all
+static const struct { const char *what_for, *options; } MODES[] = {
+    {"with --bench, which times the model alone, without data, augmentation and boundary head; leave it out",
+     " bench config scans init size frames batch bce dt-init drop-path dropout seed "},
+    {"with --predict, which takes the model from --checkpoint and trains nothing; leave it out",
+     " predict eval checkpoint out size frames batch stride "},
+    {"with --eval, which takes the model from --checkpoint, trains and writes nothing; leave it out",
+     " eval checkpoint val size frames batch stride "},
+    {"in training; give --predict SHARD or --eval, too, or leave it out (weights to start from: --init)",
+     " config scans train val out init resume size frames batch epochs lr bce edge affine patch dt-init drop-path dropout "
+     "sync-bn flip jitter eval-every save-every seed "},
+};
+
+// Refuses what was given (argv, already parsed) and would be ignored: whoever gave it expects something of it
+static void options_check(const Options *o, int argc, char **argv) {
+    int mode = o->bench ? 0 : o->predict[0] ? 1 : o->eval ? 2 : 3;
+    for (int a = 1; a < argc && !o->help; a++) {
+        const Option *t = OPTIONS; char word[32];
+        while (strcmp(argv[a] + 2, t->name) != 0) t++;
+        snprintf(word, sizeof word, " %s ", t->name);
+        if (!strstr(MODES[mode].options, word) && !strstr(" threads memory-limit ", word))
+            fail("%s: has no effect %s", argv[a], MODES[mode].what_for);
+        if (t->kind != 'f') a++;
+    }
+    if (o->stride && o->batch && !o->help)
+        fail("--batch: has no effect with --stride, which predicts one clip at a time; leave it out");
+}
 
 #endif
