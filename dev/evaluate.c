@@ -181,21 +181,6 @@ typedef struct {
     Named *order;               // (videos), sorted by name
 } Set;
 
-// 0, or -1 if the text is not UTF-8 or holds a control character: such a name fits neither on a line nor into JSON
-static int check_text(const char *text) {
-    const unsigned char *c = (const unsigned char *)text;
-    while (*c) {
-        int more = *c < 0x80 ? 0 : *c < 0xC2 ? -1 : *c < 0xE0 ? 1 : *c < 0xF0 ? 2 : *c < 0xF5 ? 3 : -1;  // bytes that follow
-        if (*c < 32 || *c == 127 || more < 0) return -1;
-        if (*c == 0xC2 && c[1] < 0xA0) return -1;                                   // control characters, too
-        if ((*c == 0xE0 && c[1] < 0xA0) || (*c == 0xED && c[1] > 0x9F)) return -1;  // overlong; half of a surrogate pair
-        if ((*c == 0xF0 && c[1] < 0x90) || (*c == 0xF4 && c[1] > 0x8F)) return -1;  // overlong; beyond the last character
-        for (c++; more > 0; more--, c++)
-            if (*c < 0x80 || *c > 0xBF) return -1;
-    }
-    return 0;
-}
-
 // Natural order: runs of digits compare as numbers, the rest as bytes; where only leading zeros differ, the bytes decide
 static int compare_names(const char *a, const char *b) {
     const char *p = a, *q = b;
@@ -234,7 +219,7 @@ static int list_folder(Entry **entry, int count, const char *folder, int want_fo
     for (struct dirent *d; (d = readdir(dir)) != NULL;) {
         struct stat st;
         if (d->d_name[0] == '.') continue;
-        if (check_text(d->d_name)) fail("%s: the name of a file in it is not plain UTF-8 text; rename it", folder);
+        if (!shard_is_text(d->d_name)) fail("%s: the name of a file in it is not plain UTF-8 text; rename it", folder);
         size_t bytes = strlen(folder) + strlen(d->d_name) + 2;
         char *path = (char *)allocate(NULL, bytes, 1);
         snprintf(path, bytes, "%s/%s", folder, d->d_name);
@@ -264,7 +249,6 @@ static void entries_free(Entry *entry, int count) {
 }
 
 static void add_video(Set *s, const char *name, int end_frame) {
-    if (check_text(name)) fail("%s: the name of video %d is not UTF-8; build the shard again", s->path, s->videos);
     if ((s->videos & (s->videos - 1)) == 0) {
         size_t capacity = s->videos ? 2 * (size_t)s->videos : 1;
         s->name = (char **)allocate(s->name, capacity, sizeof(char *));
@@ -310,7 +294,7 @@ static void open_set(Set *s, const char *path, const char *what) {
     struct stat st;
     memset(s, 0, sizeof *s);
     s->path = path;
-    if (check_text(path)) fail("--%s: its name is not plain UTF-8 text; rename it", what);
+    if (!shard_is_text(path)) fail("--%s: its name is not plain UTF-8 text; rename it", what);
     if (stat(path, &st)) fail("%s: cannot be opened (%s); --%s wants a shard or a folder", path, strerror(errno), what);
     if (S_ISDIR(st.st_mode)) {
         open_folder(s);

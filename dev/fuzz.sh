@@ -193,6 +193,7 @@ shard name_dots 2 2 1 1:..
 shard name_slash 2 2 1 1:a/b
 shard name_control 2 2 1 1:a$'\302\233'1m
 shard name_utf8 2 2 1 1:$'\303\251'
+shard name_not_utf8 2 2 1 1:a$'\351'
 head -c 1023 "$dir/shard/one" > "$dir/shard/cut_header"
 head -c 1024 "$dir/shard/one" > "$dir/shard/cut_table"
 head -c 1120 "$dir/shard/two" > "$dir/shard/cut_pixels"

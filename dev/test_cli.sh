@@ -211,6 +211,8 @@ test_frames() {
     done
     spoil && put bad/Frame/f2.ppm 0 '\211PNG\r\n\032\n' && refuse_bad "frames, a broken PNG" "bad/Frame/f2.ppm"
     spoil && rm bad/Frame/f2.ppm && ln -s nowhere bad/Frame/f2.ppm && refuse_bad "frames, a link to nothing" "bad/Frame/f2.ppm"
+    accented=$(printf 'f\351')  # in Latin-1
+    spoil && mv bad/Frame/f2.ppm "bad/Frame/$accented.ppm" && mv bad/GT/f2.pgm "bad/GT/$accented.pgm" && refuse_bad "frames, a name that is not UTF-8" "bad/Frame/f UTF-8"
     spoil && mkdir bad/Frame/more && refuse_bad "frames, a folder among the images" "bad/Frame"
     spoil && cp bad/Frame/f2.ppm bad/Frame/f2.pgm && refuse_bad "frames, a stem twice" "f2.pgm"
     spoil && picture bad/GT/f2.pgm 5 40 36 001 && picture bad/GT/f1.pgm 5 40 36 001 && refuse_bad "frames, masks of 0, 1 and of 0, 255" "--threshold"
@@ -292,6 +294,11 @@ test_shards() {
     refuse_field 1216 0 -1 3 5 2147483647
     cp good.bin bad.bin && put bad.bin 1028 '\000' && refuse_shard "shard with an empty name"
     cp good.bin bad.bin && put bad.bin 1028 'a/b' && refuse_shard "shard with a slash in a name"
+    for name in 'v\351o' '\300\257' '\355\240\200' '\364\220\200\200' '\342\202' '\302\233m' 'a\tb' 'a\177'; do
+        cp good.bin bad.bin && put bad.bin 1028 "$name\000" && refuse_shard "shard with the name $name"
+    done
+    cp good.bin new.bin && put new.bin 1028 '\303\251\342\202\254\360\237\230\200'
+    accept "shard with an accent, a euro and a face in a name" "$train" --eval --val new.bin --checkpoint base/best.safetensors
     cp good.bin bad.bin && put bad.bin 1028 '123456789012345678901234567890123456789012345678901234567890' && refuse_shard "shard with an endless name"
     cp good.bin bad.bin && put bad.bin 16 "$(number 64)" && put bad.bin 20 "$(number 16)" && refuse_shard "shard with frames of 64x16"
     cut_to good.bin $((1280 + 16 * 32 * 32 * 3)) bad.bin && put bad.bin 28 "$(number 0)" && refuse_shard "shard without masks"

@@ -128,19 +128,28 @@ static inline void shard_put(unsigned char *bytes, int32_t value) {
     for (int i = 0; i < 4; i++) bytes[i] = (unsigned char)((uint32_t)value >> 8 * i);
 }
 
-// Whether text[i] is a control character or, for U+0080 .. U+009F, the second byte of one: terminals obey these, too.
-static inline int shard_is_control(const char *text, int i) {
-    unsigned char c = (unsigned char)text[i];
-    return c < 32 || c == 127 || (c >= 128 && c < 160 && i > 0 && (unsigned char)text[i - 1] == 0xC2);
+// Whether text is UTF-8 without control characters, which terminals obey: it fits on a line, into JSON and into a page.
+static inline int shard_is_text(const char *text) {
+    const unsigned char *c = (const unsigned char *)text;
+    while (*c) {
+        int more = *c < 0x80 ? 0 : *c < 0xC2 ? -1 : *c < 0xE0 ? 1 : *c < 0xF0 ? 2 : *c < 0xF5 ? 3 : -1;  // bytes that follow
+        if (*c < 32 || *c == 127 || more < 0) return 0;
+        if (*c == 0xC2 && c[1] < 0xA0) return 0;                                   // control characters, too
+        if ((*c == 0xE0 && c[1] < 0xA0) || (*c == 0xED && c[1] > 0x9F)) return 0;  // overlong; half of a surrogate pair
+        if ((*c == 0xF0 && c[1] < 0x90) || (*c == 0xF4 && c[1] > 0x8F)) return 0;  // overlong; beyond the last character
+        for (c++; more > 0; more--, c++)
+            if (*c < 0x80 || *c > 0xBF) return 0;
+    }
+    return 1;
 }
 
 // NULL if the name is legal, else what is wrong with it. At most SHARD_NAME bytes are looked at.
 static inline const char *shard_name_problem(const char *name) {
-    int length = 0;
-    for (; length < SHARD_NAME && name[length]; length++)
-        if (name[length] == '/' || shard_is_control(name, length)) return "holds a '/' or a control character";
+    size_t length = strnlen(name, SHARD_NAME);
     if (length == SHARD_NAME) return "is longer than 59 bytes";
     if (length == 0) return "is empty";
+    if (strchr(name, '/')) return "holds a '/'";
+    if (!shard_is_text(name)) return "is not UTF-8 or holds a control character";
     if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0) return "is '.' or '..'";
     return NULL;
 }
@@ -351,7 +360,7 @@ static inline int shard_begin_video(ShardWriter *w, const char *name, char *err,
         char shown[SHARD_NAME];     // so much of it that one knows it again, and on one line
         snprintf(shown, sizeof shown, "%s", name);
         for (int i = 0; shown[i]; i++)
-            if (shard_is_control(shown, i)) shown[i] = '?';
+            if (shown[i] < 32 || shown[i] > 126) shown[i] = '?';  // char may be signed: bytes above 127, too
         shard_fail(err, errlen, "%s: the video name '%s' %s; choose another", w->path, shown, problem);
         shard_abort(w);
         return -1;
