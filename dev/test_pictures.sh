@@ -203,12 +203,21 @@ test_bad_overlay() {
 
 test_full_disk() {
     if (trap '' XFSZ; ulimit -f 1; dd if=/dev/zero of=limited bs=4096 count=1) > /dev/null 2>&1; then
-        skip 3 "a full disk: this shell cannot limit file sizes"
+        skip 9 "a full disk: this shell cannot limit file sizes"
         return
     fi
     limited() { (trap '' XFSZ; ulimit -f 4; "$@"); }  # no file grows beyond 2 KiB (4 KiB where blocks are larger)
     refuse "--sheet, disk full" "new/s.png" limited "$overlay" --pred large.bin --sheet new/s.png
     refuse "--out, disk full" "00001.png" limited "$overlay" --pred large.bin --out new/o
+    # the first picture, of one colour, fits; the second, of noise, does not: the first is whole, the older second stays
+    { shard_head 40 40 1 half 2; repeat 4800 100; awk 'BEGIN { for (i = 0; i < 4800; i++) printf "%c", 33 + int(94 * rand()) }'
+      repeat 3200 000; } > half.bin
+    mkdir -p fills/half && echo old > fills/half/00002.png
+    refuse "--out, the disk fills up" "fills/half/00002.png" limited "$overlay" --pred half.bin --out fills
+    check_equal "--out, the disk fills up: no half picture" "$(ls -A fills/half | tr '\n' ' ')" "00001.png 00002.png "
+    check_equal "--out, the disk fills up: the older picture stays" "$(cat fills/half/00002.png)" old
+    accept "--out, with room" "$overlay" --pred half.bin --out new/o
+    check "--out, the disk fills up: the first picture is whole" cmp fills/half/00001.png new/o/half/00001.png
     echo old > kept.html
     refuse "report, disk full" "kept.html" limited "$report" --pred pred.bin --masks val.bin --out kept.html
     check_equal "report, disk full: the older page stays" "$(cat kept.html)" old
