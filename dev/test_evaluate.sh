@@ -144,6 +144,12 @@ test_bad() {
     refuse_pair "shard, another video" "bad.bin v10" bad.bin in/masks.bin
     cp in/pred.bin bad.bin && put bad.bin 1028 'v\377\060'
     refuse_pair "shard, a name that is not UTF-8" "bad.bin UTF-8" bad.bin in/masks.bin
+    # videos 0, 1 of one name; then 0, 2: which is which?
+    cp in/masks.bin twice_pred.bin && cp in/masks.bin twice.bin
+    for file in twice_pred.bin twice.bin; do put $file 1028 'x\000' && put $file 1092 'x\000' && put $file 1156 'y\000'; done
+    accepts "two videos of one name, the same order" --pred twice_pred.bin --masks twice.bin
+    put twice_pred.bin 1092 'y\000' && put twice_pred.bin 1156 'x\000'
+    refuse_pair "two videos of one name, another order" "twice.bin 'x' twice_pred.bin order" twice_pred.bin twice.bin
 
     mkdir empty && refuse_pair "empty folder" "empty" empty in/masks
     refuse_pair "empty folder of masks" "empty" in/pred empty

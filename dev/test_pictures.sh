@@ -134,12 +134,18 @@ test_overlay() {
     { shard_head 16384 2 1 long 1; repeat $((16384 * 2 * 4)) 100; } > large.bin
     accept "--sheet of the longest frames" "$overlay" --pred large.bin --sheet s.png
     check_equal "--sheet of the longest frames: size" "$(png_size s.png)" "1x512 2"
-    # videos in another order, with names twice
-    { shard_head 1 1 1 b 1 a 2 a 1; repeat 12 000; mask '###.'; } > x.bin
-    { shard_head 1 1 1 a 2 a 1 b 1; repeat 12 000; mask '##.#'; } > y.bin
+    # videos in another order; with names twice these would be anyone's guess
+    { shard_head 1 1 1 b 1 a 2 c 1; repeat 12 000; mask '###.'; } > x.bin
+    { shard_head 1 1 1 a 2 c 1 b 1; repeat 12 000; mask '##.#'; } > y.bin
     accept "videos in another order" "$overlay" --pred x.bin --masks y.bin --sheet s.png
     accept "videos in another order: report" "$report" --pred x.bin --masks y.bin --out r.html
     check "videos are matched by name" grep -q '<dt>Dice</dt><dd>0.7500<' r.html
+    { shard_head 1 1 1 b 1 a 1 a 1; repeat 9 000; mask '##.'; } > x.bin
+    { shard_head 1 1 1 a 1 b 1 a 1; repeat 9 000; mask '##.'; } > y.bin
+    refuse "two videos of one name, another order" "x.bin y.bin 'a' order" "$overlay" --pred x.bin --masks y.bin --sheet new/s.png
+    refuse "two videos of one name, another order: report" "x.bin y.bin 'a' order" "$report" --pred x.bin --masks y.bin --out new/r.html
+    accept "two videos of one name, the same order: report" "$report" --pred x.bin --masks x.bin --out r.html
+    refuse "--video, two videos of this name" "--video x.bin several" "$overlay" --pred x.bin --sheet new/s.png --video a
     refuse "--out, two videos of one name" "x.bin 'a'" "$overlay" --pred x.bin --out new/o
     "$overlay" --help > stdout 2> stderr
     check "--help explains the colours" grep -q "red predicted, green true, yellow" stdout

@@ -68,10 +68,16 @@ static void check_options(const OverlayOptions *o) {
 static int choose_videos(int *end, const Prediction *p, const char *name) {
     *end = p->shard.videos;
     if (!name[0]) return 0;
-    for (int v = 0; v < p->shard.videos; v++)
-        if (strcmp(shard_video_name(&p->shard, v), name) == 0) return *end = v + 1, v;
-    fail("--video %s: %s has no such video; its first is '%s'", name, p->shard.path, shard_video_name(&p->shard, 0));
-    return 0;
+    int found = -1;
+    for (int v = 0; v < p->shard.videos; v++) {
+        if (strcmp(shard_video_name(&p->shard, v), name) != 0) continue;
+        if (found >= 0)
+            fail("--video %s: %s has several videos of this name; build it again with other names", name, p->shard.path);
+        found = v;
+    }
+    if (found < 0)
+        fail("--video %s: %s has no such video; its first is '%s'", name, p->shard.path, shard_video_name(&p->shard, 0));
+    return *end = found + 1, found;
 }
 
 static void load(View *view, const Prediction *p, int frame) {

@@ -1,7 +1,8 @@
 /* prediction.h - reads predicted masks, and the true ones beside them. Header only.
 
    A prediction is a shard: the frames it was made for, and as masks round(255 * probability); above 127 is the object.
-   The true masks are in another shard: its videos are matched by name (those of one name in their order), frames by order.
+   The true masks are in another shard: its videos are matched by name (where several have one, all must stand in the same
+   order), frames by order.
 
        Prediction p;  View view;
        if (prediction_open(&p, "predicted.bin", "test.bin", err, sizeof err)) fail("%s", err);    // "": truth not known
@@ -58,6 +59,11 @@ static inline int prediction_match(Prediction *p, const NamedVideo *real, char *
         if (frames != true_frames)
             return shard_fail(err, errlen, "%s: video '%s' has %d frames, in %s %d; give the shard that was predicted from",
                               t->path, real[i].name, true_frames, s->path, frames);
+        int twice = (i > 0 && strcmp(real[i - 1].name, real[i].name) == 0) ||
+                    (i + 1 < t->videos && strcmp(real[i + 1].name, real[i].name) == 0);
+        if (twice && v != w)  // with the same order of all videos they are told apart by their places
+            return shard_fail(err, errlen, "%s: several videos are named '%s', and %s has its videos in another order; "
+                              "build them again with other names", t->path, real[i].name, s->path);
         p->true_first[v] = t->first_frame[w];
     }
     return 0;
