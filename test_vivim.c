@@ -108,7 +108,7 @@ static void managed_free(void *p) {
 // Before the CPU looks at what operations wrote, or writes what they read: on a GPU they may still be under way
 static void settle(void) {
 #ifdef VIVIM_CUDA
-    cudaError_t error = cudaDeviceSynchronize();
+    cudaError_t launched = cudaGetLastError(), done = cudaDeviceSynchronize(), error = launched ? launched : done;
     if (error == cudaSuccess) return;
     fprintf(stderr, "test_vivim: CUDA: %s\n", cudaGetErrorString(error));
     exit(1);

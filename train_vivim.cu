@@ -311,7 +311,6 @@ __global__ static void finish_sums_kernel(float *a, float *b, float *c, const fl
 static void finish_sums(float *a, float *b, float *c, const float *partial, int slices, int N, float divisor, int accumulate) {
     dim3 grid((unsigned)ceil_div(N, 32), c ? 3 : b ? 2 : 1);
     finish_sums_kernel<<<grid, dim3(32, 32), 0, stream_cuda>>>(a, b, c, partial, slices, N, divisor, accumulate);
-    cudaCheck(cudaGetLastError());
 }
 
 // First step, for sums over rows of (rows, N): blocks of (32 columns, 8 rows), grid (columns, slices of the rows)
@@ -342,7 +341,6 @@ static void column_sums(float *sums, const F *x, const float *mean, int M, int N
     dim3 grid = slice_grid(M, N);
     float *partial = malloc_floats_cuda((size_t)grid.y * N);
     column_sums_kernel<F><<<grid, dim3(32, 8), 0, stream_cuda>>>(partial, x, mean, M, N);
-    cudaCheck(cudaGetLastError());
     finish_sums(sums, nullptr, nullptr, partial, (int)grid.y, N, divisor, accumulate);
     free_check_cuda(partial);
 }
@@ -387,7 +385,6 @@ static void layernorm_forward_cuda(floatX *out, float *mean, float *rstd, const 
     dim3 block = row_block(C);
     unsigned grid = blocks_for((size_t)rows, block.y);
     layernorm_forward_kernel<<<grid, block, 0, stream_cuda>>>(out, mean, rstd, inp, weight, bias, rows, C);
-    cudaCheck(cudaGetLastError());
 }
 
 // With n = (inp - mean) rstd and dn = dout * weight:  dinp = dresidual + rstd (dn - mean_c(dn) - n mean_c(dn n)), and
@@ -442,7 +439,6 @@ static void layernorm_backward_cuda(floatX *dinp, float *dweight, float *dbias, 
     float *partial = malloc_floats_cuda((size_t)grid * 2 * C);
     layernorm_backward_kernel<<<grid, block, row * block.y, stream_cuda>>>(dinp, partial, dout, dresidual, inp, weight, mean,
                                                                            rstd, rows, C);
-    cudaCheck(cudaGetLastError());
     finish_sums(dweight, dbias, nullptr, partial, (int)grid, C, 1.0f, 1);
     free_check_cuda(partial);
 }
@@ -469,7 +465,6 @@ template <int OP, typename F> __global__ static void elementwise_kernel(F *out, 
 template <int OP, typename F> static void elementwise(F *out, const F *a, const F *b, size_t n) {
     if (n == 0) return;
     elementwise_kernel<OP, F><<<blocks_for(n, 4 * BLOCK), BLOCK, 0, stream_cuda>>>(out, a, b, n);
-    cudaCheck(cudaGetLastError());
 }
 
 static void gelu_forward_cuda(floatX *out, const floatX *inp, size_t n) { elementwise<GELU, floatX>(out, inp, nullptr, n); }
@@ -499,7 +494,6 @@ static void residual_cuda(F *out, const typename Same<F>::type *x, const F *bran
     if (frames == 0 || n == 0) return;
     dim3 grid(blocks_for(n, 4 * BLOCK), (unsigned)min_int(frames, 65535));
     residual_kernel<F><<<grid, BLOCK, 0, stream_cuda>>>(out, x, branch, scale, frames, n);
-    cudaCheck(cudaGetLastError());
 }
 
 // ---- Softplus and gate of ST-Mamba
@@ -524,7 +518,6 @@ static void gate_forward_cuda(floatX *gated, const floatX *y, const floatX *xz, 
     if (rows == 0) return;
     dim3 block = row_block(D);
     gate_forward_kernel<<<blocks_for((size_t)rows, block.y), block, 0, stream_cuda>>>(gated, y, xz, scale, rows, D);
-    cudaCheck(cudaGetLastError());
 }
 
 // dy = dgated * SiLU(z) * scale (dy may be dgated); dz = dgated * y * SiLU'(z) * scale, into the second half of dxz's rows
@@ -549,7 +542,6 @@ static void gate_backward_cuda(floatX *dy, floatX *dxz, const floatX *dgated, co
     dim3 block = row_block(D);
     unsigned grid = blocks_for((size_t)rows, block.y);
     gate_backward_kernel<<<grid, block, 0, stream_cuda>>>(dy, dxz, dgated, y, xz, scale, rows, D);
-    cudaCheck(cudaGetLastError());
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -596,7 +588,6 @@ static void bilinear_forward_cuda(F *out, const F *inp, int N, int H, int W, int
     Maps<F> maps = {{inp, nullptr, nullptr}, {H, 0, 0}, {W, 0, 0}};
     dim3 block = row_block(C), grid = pixel_grid(N * OH, OW, block);
     bilinear_forward_kernel<1, F><<<grid, block, 0, stream_cuda>>>(out, maps, OH, OW, C, accumulate);
-    cudaCheck(cudaGetLastError());
 }
 
 static void bilinear_add3_cuda(floatX *out, const floatX *a, const floatX *b, const floatX *c, const int heights[3],
@@ -605,7 +596,6 @@ static void bilinear_add3_cuda(floatX *out, const floatX *a, const floatX *b, co
     Maps<floatX> maps = {{a, b, c}, {heights[0], heights[1], heights[2]}, {widths[0], widths[1], widths[2]}};
     dim3 block = row_block(C), grid = pixel_grid(N * OH, OW, block);
     bilinear_forward_kernel<3, floatX><<<grid, block, 0, stream_cuda>>>(out, maps, OH, OW, C, 1);
-    cudaCheck(cudaGetLastError());
 }
 
 // the weight with which output o reads input i (0: it does not), along one axis
@@ -650,7 +640,6 @@ static void bilinear_backward_cuda(F *dinp, const G *dout, int N, int H, int W, 
     dim3 block = row_block(C), grid = pixel_grid(N * H, W, block);
     grid.z = blocks_for((size_t)C, 4 * block.x);
     bilinear_backward_kernel<F, G><<<grid, block, 0, stream_cuda>>>(dinp, dout, H, W, OH, OW, C);
-    cudaCheck(cudaGetLastError());
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -684,7 +673,6 @@ static void batchnorm_vectors_cuda(float *mean, float *rstd, float *scale, float
     if (E == 0) return;
     batchnorm_vectors_kernel<<<blocks_for((size_t)E, BLOCK), BLOCK, 0, stream_cuda>>>(
         mean, rstd, scale, shift, running_mean, running_var, gamma, beta, unbiased, E, training);
-    cudaCheck(cudaGetLastError());
 }
 
 // factors (n): dropout's factors number first, first + 1, ...
@@ -696,7 +684,6 @@ __global__ static void dropout_factors_kernel(float *factors, int n, uint64_t ke
 static void dropout_factors_cuda(float *factors, int n, uint64_t key, uint64_t first, float p) {
     if (n == 0) return;
     dropout_factors_kernel<<<blocks_for((size_t)n, BLOCK), BLOCK, 0, stream_cuda>>>(factors, n, key, first, p);
-    cudaCheck(cudaGetLastError());
 }
 
 // low (rows) = w_out . Dropout(ReLU(map*scale + shift)) + b_out; map (rows, E), the vectors (E)
@@ -722,7 +709,6 @@ static void head_forward_cuda(float *low, const floatX *map, const float *scale,
     dim3 block = row_block(E);
     head_forward_kernel<<<blocks_for((size_t)rows, block.y), block, 0, stream_cuda>>>(low, map, scale, shift, w_out, b_out,
                                                                                       rows, E, key, first, p);
-    cudaCheck(cudaGetLastError());
 }
 
 // partial (slices, {dw_out, dgamma, dbeta}, E). With n = (map - mean) rstd and dbn = dlow * w_out * dropout where bn > 0:
@@ -754,7 +740,6 @@ static void head_backward_params_cuda(float *dw_out, float *db_out, float *dgamm
     float *partial = malloc_floats_cuda((size_t)grid.y * 3 * E);
     head_backward_params_kernel<<<grid, dim3(32, 8), 0, stream_cuda>>>(partial, dlow, map, mean, rstd, scale, shift, w_out,
                                                                        rows, E, key, first, p);
-    cudaCheck(cudaGetLastError());
     finish_sums(dw_out, dgamma, dbeta, partial, (int)grid.y, E, 1.0f, 1);
     add_column_sums_cuda(db_out, dlow, rows, 1);
     free_check_cuda(partial);
@@ -786,7 +771,6 @@ static void head_backward_map_cuda(floatX *map, const float *dlow, const float *
     dim3 block = row_block(E);
     head_backward_map_kernel<<<blocks_for((size_t)rows, block.y), block, 0, stream_cuda>>>(
         map, dlow, dgamma, dbeta, mean, rstd, scale, shift, w_out, rows, E, (float)(1.0 / n), key, first, p);
-    cudaCheck(cudaGetLastError());
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -845,9 +829,7 @@ static double segloss_forward_cuda(float *weight, double *sums, const float *log
     double *partial = (double *)malloc_check_cuda(sizeof(double) * SEG_SUMS * B * pieces), total = 0.0;
     double *loss_cuda = (double *)malloc_check_cuda(sizeof(double) * B), *loss = (double *)malloc_check(sizeof(double) * B);
     segloss_forward_kernel<<<grid, BLOCK, 0, stream_cuda>>>(weight, partial, logits, mask, H, W);
-    cudaCheck(cudaGetLastError());
     segloss_finish_kernel<<<B, BLOCK, 0, stream_cuda>>>(sums, loss_cuda, partial, pieces, (double)H * W, weighted);
-    cudaCheck(cudaGetLastError());
     to_host(loss, loss_cuda, sizeof(double) * B);
     for (int b = 0; b < B; b++) total += loss[b];
     free_check_cuda(partial); free_check_cuda(loss_cuda);
@@ -879,7 +861,6 @@ static void segloss_backward_cuda(float *dlogits, const float *weight, const dou
                                   const float *mask, int B, int H, int W, int weighted) {
     dim3 grid((unsigned)B, (unsigned)min_int(ceil_div(H * W, BLOCK), 1024));
     segloss_backward_kernel<<<grid, BLOCK, 0, stream_cuda>>>(dlogits, weight, sums, logits, mask, B, H * W, weighted);
-    cudaCheck(cudaGetLastError());
 }
 
 // edge (N, H, W) is 1 where Sobel's |Gx| + |Gy| > 0 of mask > 0.5 (N, H, W), else 0; pixels outside repeat the border
@@ -900,7 +881,6 @@ static void sobel_edges_cuda(float *edge, const float *mask, int N, int H, int W
     if (N == 0) return;
     dim3 grid((unsigned)(N * H), blocks_for((size_t)W, BLOCK));
     sobel_edges_kernel<<<grid, BLOCK, 0, stream_cuda>>>(edge, mask, H, W);
-    cudaCheck(cudaGetLastError());
 }
 
 enum { EDGE_BLOCKS = 256 };
@@ -921,7 +901,6 @@ __global__ static void edgeloss_forward_kernel(double *partial, const float *log
 static double edgeloss_forward_cuda(double *on, const float *logits, const float *edge, size_t n) {
     double partial[EDGE_BLOCKS][3], sum[3] = {0.0, 0.0, 0.0}, *partial_cuda = (double *)malloc_check_cuda(sizeof partial);
     edgeloss_forward_kernel<<<EDGE_BLOCKS, BLOCK, 0, stream_cuda>>>(partial_cuda, logits, edge, n);
-    cudaCheck(cudaGetLastError());
     to_host(partial, partial_cuda, sizeof partial);
     free_check_cuda(partial_cuda);
     for (int i = 0; i < EDGE_BLOCKS; i++)
@@ -946,7 +925,6 @@ static void edgeloss_backward_cuda(float *dlogits, double on, const float *logit
     if (n == 0) return;
     unsigned grid = blocks_for(n, 4 * BLOCK);
     edgeloss_backward_kernel<<<grid, BLOCK, 0, stream_cuda>>>(dlogits, logits, edge, weight_on, weight_off, n);
-    cudaCheck(cudaGetLastError());
 }
 
 // A block a patch: pairs (2n, 2, q^2), true boundary and sigmoid(logits); weight (n) = 1 where a true patch is not empty
@@ -976,9 +954,7 @@ static void patches_forward_cuda(float *pairs, float *weight, const float *logit
     int n = patches_of(B, H, W, q);
     if (n == 0) return;
     patches_forward_kernel<<<n, BLOCK, 0, stream_cuda>>>(pairs, weight, logits, edge, first_edge, H, W, q);
-    cudaCheck(cudaGetLastError());
     patch_weights_kernel<<<B, BLOCK, 0, stream_cuda>>>(weight, n / B);
-    cudaCheck(cudaGetLastError());
 }
 
 // A block a patch: dlogits = p (1 - p) (sum of both pairs' gradients of p); dsecond (2n, q^2), pairs (2n, 2, q^2)
@@ -994,7 +970,6 @@ static void patches_backward_cuda(float *dlogits, const float *dsecond, const fl
     zero_floats_cuda(dlogits, (size_t)B * H * W);
     if (n == 0) return;
     patches_backward_kernel<<<n, BLOCK, 0, stream_cuda>>>(dlogits, dsecond, pairs, H, W, q);
-    cudaCheck(cudaGetLastError());
 }
 
 // One block: sums (2) of weight[i] ||out_i|| and weight[i] ||out_(n+i)||; out (2n, 6), weight (n)
@@ -1011,7 +986,6 @@ __global__ static void norms_forward_kernel(double *sums, const float *out, cons
 static void norms_forward_cuda(double *target, double *first, const float *out, const float *weight, int n) {
     double sums[2], *sums_cuda = (double *)malloc_check_cuda(sizeof sums);
     norms_forward_kernel<<<1, BLOCK, 0, stream_cuda>>>(sums_cuda, out, weight, n);
-    cudaCheck(cudaGetLastError());
     to_host(sums, sums_cuda, sizeof sums);
     free_check_cuda(sums_cuda);
     *target = sums[0], *first = sums[1];
@@ -1029,7 +1003,6 @@ static void norms_backward_cuda(float *out, double d_target, double d_first, con
     if (n == 0) return;
     unsigned grid = blocks_for((size_t)2 * n, BLOCK);
     norms_backward_kernel<<<grid, BLOCK, 0, stream_cuda>>>(out, d_target, d_first, weight, n);
-    cudaCheck(cudaGetLastError());
 }
 
 // x = scale (x + y); y may be NULL
@@ -1044,7 +1017,6 @@ __global__ static void scaled_sum_kernel(float *x, const float *y, float scale, 
 static void scaled_sum_cuda(float *x, const float *y, float scale, size_t n) {
     if (n == 0) return;
     scaled_sum_kernel<<<blocks_for(n, 4 * BLOCK), BLOCK, 0, stream_cuda>>>(x, y, scale, n);
-    cudaCheck(cudaGetLastError());
 }
 
 // 0*x is 0 for a finite x and NaN for infinity and NaN
@@ -1058,7 +1030,6 @@ static int all_finite_cuda(const float *x, size_t n) {
     float found, *found_cuda = malloc_floats_cuda(1);
     zero_floats_cuda(found_cuda, 1);
     if (n > 0) all_finite_kernel<<<blocks_for(n, 4 * BLOCK), BLOCK, 0, stream_cuda>>>(found_cuda, x, n);
-    cudaCheck(cudaGetLastError());
     to_host(&found, found_cuda, sizeof found);
     free_check_cuda(found_cuda);
     return found == 0.0f;
@@ -1085,7 +1056,6 @@ static void adam_update_cuda(float *params, const float *grads, float *m, float 
     if (n == 0) return;
     adam_update_kernel<<<blocks_for(n, 4 * BLOCK), BLOCK, 0, stream_cuda>>>(params, grads, m, v, n, b1, b2, one_b1, one_b2, e,
                                                                             rate, correct);
-    cudaCheck(cudaGetLastError());
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -1167,10 +1137,7 @@ static void matmul_cuda(F *C, int ldc, const T *A, int lda, int transA, const ty
     shape.transA = transA, shape.transB = transB, shape.type = cuda_type<T>(), shape.C_type = cuda_type<F>();
     if (M == 0 || N == 0 || (bias && !accumulate && matmul_bias_lt(C, A, B, bias, shape))) return;
     float one = 1.0f, beta = accumulate || bias ? 1.0f : 0.0f;
-    if (bias) {
-        bias_rows_kernel<F><<<ceil_div(M, 8), dim3(32, 8), 0, stream_cuda>>>(C, ldc, bias, M, N, accumulate);
-        cudaCheck(cudaGetLastError());
-    }
+    if (bias) bias_rows_kernel<F><<<ceil_div(M, 8), dim3(32, 8), 0, stream_cuda>>>(C, ldc, bias, M, N, accumulate);
     cublasCheck(cublasGemmEx(cublas_cuda, transB ? CUBLAS_OP_T : CUBLAS_OP_N, transA ? CUBLAS_OP_T : CUBLAS_OP_N, N, M, K, &one,
                              B, shape.type, ldb, A, shape.type, lda, &beta, C, shape.C_type, ldc, COMPUTE,
                              CUBLAS_GEMM_DEFAULT));
@@ -1277,7 +1244,6 @@ static void dwconv_apply_cuda(floatX *out, floatX *gelu, const floatX *inp, cons
     dim3 grid(ceil_div(u.total, DW_WARPS), ceil_div(C, 32)), block(32, DW_WARPS);
     if (kt == 3) dwconv_kernel<3, 5, 2><<<grid, block, 0, stream_cuda>>>(out, gelu, inp, weight, turned, bias, u);
     else dwconv_kernel<1, 1, 4><<<grid, block, 0, stream_cuda>>>(out, gelu, inp, weight, turned, bias, u);
-    cudaCheck(cudaGetLastError());
 }
 
 static void dwconv_forward_cuda(floatX *out, floatX *gelu, const floatX *inp, const float *weight, const float *bias, int B,
@@ -1350,9 +1316,7 @@ static void dwconv_backward_cuda(floatX *dinp, float *dweight, float *dbias, con
     dwconv_apply_cuda(dinp, NULL, dout, weight, 1, NULL, B, T, H, W, C, kt);
     if (kt == 3) dwconv_dweight_kernel<3, 5, 2><<<grid, block, 0, stream_cuda>>>(partial, dout, inp, u);
     else dwconv_dweight_kernel<1, 1, 4><<<grid, block, 0, stream_cuda>>>(partial, dout, inp, u);
-    cudaCheck(cudaGetLastError());
     dwconv_add_kernel<<<ceil_div((taps + 1) * C, 128), 128, 0, stream_cuda>>>(dweight, dbias, partial, slices, taps, C);
-    cudaCheck(cudaGetLastError());
     free_check_cuda(partial);
 }
 
@@ -1396,7 +1360,6 @@ static void im2col_cuda(floatX *col, const floatX *inp, int frames, ConvShape s)
     float4 *col4 = (float4 *)col; const float4 *inp4 = (const float4 *)inp;
     if (s.C % many == 0) im2col_kernel<float4><<<rows, 128, 0, stream_cuda>>>(col4, inp4, s, s.C / many, s.patch / many);
     else im2col_kernel<floatX><<<rows, 128, 0, stream_cuda>>>(col, inp, s, s.C, s.patch);
-    cudaCheck(cudaGetLastError());
 }
 
 // the transpose of im2col: dinp (frames, H, W, C), each the sum of the patch entries that it was copied to. Row y of the
@@ -1420,7 +1383,6 @@ static floatX *conv_turned_cuda(const floatX *weight, ConvShape s) {
     int n = s.O * s.patch;
     floatX *turned = malloc_activations_cuda((size_t)n);
     conv_turn_kernel<<<ceil_div(n, 256), 256, 0, stream_cuda>>>(turned, weight, n, s.C, s.k * s.k);
-    cudaCheck(cudaGetLastError());
     return turned;
 }
 
@@ -1452,11 +1414,9 @@ static void conv_backward_cuda(floatX *dinp, float *dweight, float *dbias, const
         matmul_backward_cuda(col, NULL, NULL, dy, NULL, turned, rows, O, s.patch);
         int blocks = (int)((pixels + 255) / 256); floatX *dx = dinp + (size_t)n * H * W * C;
         col2im_kernel<<<blocks, 256, 0, stream_cuda>>>(dx, col, s, pixels);
-        cudaCheck(cudaGetLastError());
     }
     int weights = O * s.patch;
     conv_turn_back_kernel<<<ceil_div(weights, 256), 256, 0, stream_cuda>>>(dweight, dturned, weights, C, k * k);
-    cudaCheck(cudaGetLastError());
     add_column_sums_cuda(dbias, dout, N * s.OH * s.OW, O);
     free_check_cuda(col); free_check_cuda(dturned);
     if (turned) free_check_cuda(turned);
@@ -1699,7 +1659,6 @@ static void attention_forward_hd(floatX *out, float *stats, const floatX *dout, 
     dim3 grid(N * a.heads, ceil_div(a.P, TILE));
     cudaCheck(cudaFuncSetAttribute(attention_forward_kernel<HD>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
     attention_forward_kernel<HD><<<grid, 256, bytes, stream_cuda>>>(out, stats, dout, q, k, v, a);
-    cudaCheck(cudaGetLastError());
 }
 
 static void attention_forward_cuda(floatX *out, const floatX *q, const floatX *k, const floatX *v, int N, int P, int Pk, int C,
@@ -1781,7 +1740,6 @@ __global__ static void attention_sum_kernel(floatX *out, const float *partial, i
 static void attention_sum_cuda(floatX *out, const float *partial, int count, size_t n) {
     int blocks = (int)((n + 255) / 256);
     attention_sum_kernel<<<blocks, 256, 0, stream_cuda>>>(out, partial, count, n);
-    cudaCheck(cudaGetLastError());
 }
 
 template <int HD, typename Q>
@@ -1791,7 +1749,6 @@ static void attention_backward_hd(Q *dq, float *dk, float *dv, const float *stat
     cudaCheck(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
     kernel<<<dim3(N * a.heads, slices, parts), 256, bytes, stream_cuda>>>(dq, dk, dv, stats, dout, q, k, v, a,
                                                                           (size_t)N * a.P * a.C, (size_t)N * a.Pk * a.C);
-    cudaCheck(cudaGetLastError());
 }
 
 template <int HD>
@@ -1868,7 +1825,6 @@ static void conv1d_silu_forward_cuda(floatX *out, const floatX *x, int ldx, cons
                 : K == 3 ? conv1d_silu_forward_kernel<3> : conv1d_silu_forward_kernel<4>;
     dim3 grid(ceil_div(T * P, CONV1D_RUN * CONV1D_RUNS), ceil_div(D, 32), B), block(32, CONV1D_RUNS);
     kernel<<<grid, block, 0, stream_cuda>>>(out, x, ldx, weight, bias, order, T, P, D);
-    cudaCheck(cudaGetLastError());
 }
 
 // With dz[s] = dout[s] silu'(z[s]), where z is computed again:
@@ -1939,7 +1895,6 @@ static void conv1d_silu_backward_cuda(floatX *dx, int lddx, float *dweight, floa
     int parts = (int)grid.x * B;
     float *dw = malloc_floats_cuda((size_t)parts * D * K), *db = malloc_floats_cuda((size_t)parts * D);
     kernel<<<grid, block, 0, stream_cuda>>>(dx, lddx, dw, db, dout, x, ldx, weight, bias, order, T, P, D, accumulate);
-    cudaCheck(cudaGetLastError());
     finish_sums(dweight, NULL, NULL, dw, parts, D * K, 1.0f, 1);
     finish_sums(dbias, NULL, NULL, db, parts, D, 1.0f, 1);
     free_check_cuda(dw); free_check_cuda(db);
@@ -2170,9 +2125,7 @@ static float *scan_starts_cuda(const ScanCuda *p, dim3 grid, int B, int backward
     float *starts = malloc_floats_cuda(n), *ends = malloc_floats_cuda(n), *sums = malloc_floats_cuda(n / SCAN_GROUP);
     auto kernel = backward ? scan_chunk_kernel<true> : scan_chunk_kernel<false>;
     kernel<<<grid, SCAN_THREADS, 0, stream_cuda>>>(ends, sums, *p);
-    cudaCheck(cudaGetLastError());
     scan_join_kernel<<<(unsigned)((width + 127) / 128), 128, 0, stream_cuda>>>(starts, ends, sums, *p, B, backward);
-    cudaCheck(cudaGetLastError());
     free_check_cuda(ends); free_check_cuda(sums);
     return starts;
 }
@@ -2187,7 +2140,6 @@ static void selective_scan_forward_cuda(floatX *y, float *states, const floatX *
         float *kept = states ? states + selective_scan_states_cuda(B, T, P, D, p.n0) : NULL;
         float *starts = scan_starts_cuda(&p, grid, B, 0);
         selective_scan_forward_kernel<<<grid, SCAN_THREADS, 0, stream_cuda>>>(y, kept, starts, p, accumulate || p.n0 > 0);
-        cudaCheck(cudaGetLastError());
         free_check_cuda(starts);
     }
 }
@@ -2329,10 +2281,8 @@ static void selective_scan_backward_cuda(floatX *du, floatX *ddt, floatX *dBt, f
         float *starts = scan_starts_cuda(&p, grid, B, 1);
         selective_scan_backward_kernel<<<grid, SCAN_THREADS, 0, stream_cuda>>>(du, ddt, dBC, dA, dskip, kept, starts, p,
                                                                                p.n0 > 0);
-        cudaCheck(cudaGetLastError());
         scan_add_channels_kernel<<<(unsigned)((n + 255) / 256), 256, 0, stream_cuda>>>(dBt, dCt, lddbc, dBC, (int)grid.x, rows,
                                                                                         p.n0, N);
-        cudaCheck(cudaGetLastError());
         free_check_cuda(starts);
     }
     finish_sums(dA_log, NULL, NULL, dA, places, D * N, 1.0f, 1);
@@ -2353,19 +2303,22 @@ static void model_trainable_cuda(Model *m) {
     m->adam_v = (float *)calloc_check_cuda(m->num_params, sizeof(float));
 }
 
-// Times of operations for --bench: a pair of events around each, read when all is done
+// Around each operation of the graph: were all its kernels launched? And its time for --bench, a pair of events, read when all
+// is done
 typedef struct { const char *name; cudaEvent_t begin, end; } OpTime;
 static struct { int on, count, room; OpTime *all; } op_times;
 
 struct OpTimer {
     OpTime time;
     explicit OpTimer(const char *name) {
-        if (!op_times.on) return;
         time.name = name;
+        if (!op_times.on) return;
         cudaCheck(cudaEventCreate(&time.begin)); cudaCheck(cudaEventCreate(&time.end));
         cudaCheck(cudaEventRecord(time.begin, stream_cuda));
     }
     ~OpTimer() {
+        cudaError_t error = cudaGetLastError();
+        if (error != cudaSuccess) fail("%s: CUDA: %s", time.name, cudaGetErrorString(error));
         if (!op_times.on) return;
         cudaCheck(cudaEventRecord(time.end, stream_cuda));
         if (op_times.count == op_times.room) {

@@ -3,7 +3,7 @@
 #ifndef VIVIM_CUDA_NAMES_H
 #define VIVIM_CUDA_NAMES_H
 
-// Around each operation a timer that --bench turns on; tests put something else there.
+// Around each operation: were its kernels launched, and, for --bench, its time. Tests in bfloat16 put more there.
 #define CUDA_OP(op, ...) [&] { OpTimer timer(#op); return op(__VA_ARGS__); }()
 
 #define matmul(...) CUDA_OP(matmul_cuda, __VA_ARGS__)

@@ -77,6 +77,7 @@ static double gpu_memory(void) {  // a tensor is needed on the host, too
 static float *gpu_allocate(size_t floats) { return malloc_floats_cuda(floats); }
 
 static void gpu_copy(float *to, const float *from, size_t floats) {
+    cudaCheck(cudaGetLastError());  // what ran before: were its kernels launched?
     cudaCheck(cudaMemcpyAsync(to, from, floats * sizeof(float), cudaMemcpyDefault, stream_cuda));
     settle_cuda();
 }
@@ -91,6 +92,7 @@ static double gpu_time(LabRun run, float *const *t, const Sizes *s) {
     lab_gpu.stopped = 0;
     cudaCheck(cudaEventRecord(lab_gpu.start, stream_cuda));
     run(t, s);
+    cudaCheck(cudaGetLastError());
     if (!lab_gpu.stopped) cudaCheck(cudaEventRecord(lab_gpu.stop, stream_cuda));
     cudaCheck(cudaEventSynchronize(lab_gpu.stop));
     cudaCheck(cudaEventElapsedTime(&ms, lab_gpu.start, lab_gpu.stop));

@@ -74,7 +74,7 @@ template <typename R, typename... P, typename... A> static R in_bf16(R (*op)(P..
 }
 
 #undef CUDA_OP
-#define CUDA_OP(op, ...) in_bf16(op, __VA_ARGS__)
+#define CUDA_OP(op, ...) [&] { OpTimer timer(#op); return in_bf16(op, __VA_ARGS__); }()
 // those that also exist for floats
 #undef matmul
 #undef matmul_forward
@@ -84,14 +84,14 @@ template <typename R, typename... P, typename... A> static R in_bf16(R (*op)(P..
 #undef bilinear_forward
 #undef bilinear_backward
 #undef batchnorm_statistics
-#define matmul(...) in_bf16(matmul_cuda<floatX, floatX>, __VA_ARGS__)
-#define matmul_forward(...) in_bf16(matmul_forward_cuda<floatX, floatX>, __VA_ARGS__)
-#define matmul_backward(...) in_bf16(matmul_backward_cuda<floatX>, __VA_ARGS__)
-#define relu_forward(...) in_bf16(relu_forward_cuda<floatX>, __VA_ARGS__)
-#define relu_backward(...) in_bf16(relu_backward_cuda<floatX>, __VA_ARGS__)
-#define bilinear_forward(...) in_bf16(bilinear_forward_cuda<floatX>, __VA_ARGS__)
-#define bilinear_backward(...) in_bf16(bilinear_backward_cuda<floatX, floatX>, __VA_ARGS__)
-#define batchnorm_statistics(...) in_bf16(batchnorm_statistics_cuda<floatX>, __VA_ARGS__)
+#define matmul(...) CUDA_OP((matmul_cuda<floatX, floatX>), __VA_ARGS__)
+#define matmul_forward(...) CUDA_OP((matmul_forward_cuda<floatX, floatX>), __VA_ARGS__)
+#define matmul_backward(...) CUDA_OP((matmul_backward_cuda<floatX>), __VA_ARGS__)
+#define relu_forward(...) CUDA_OP((relu_forward_cuda<floatX>), __VA_ARGS__)
+#define relu_backward(...) CUDA_OP((relu_backward_cuda<floatX>), __VA_ARGS__)
+#define bilinear_forward(...) CUDA_OP((bilinear_forward_cuda<floatX>), __VA_ARGS__)
+#define bilinear_backward(...) CUDA_OP((bilinear_backward_cuda<floatX, floatX>), __VA_ARGS__)
+#define batchnorm_statistics(...) CUDA_OP((batchnorm_statistics_cuda<floatX>), __VA_ARGS__)
 // the graph: the weights' copies first, for tests write to params. The planning pass has no memory yet.
 template <typename R, typename... P, typename... A> static R graph(R (*part)(P...), Model *m, A... a) {
     if (!m->planning) round_weights_cuda(m);
