@@ -224,16 +224,8 @@ __device__ static void load4(float v[4], const float *x, size_t i, size_t n) {
         for (int k = 0; k < 4; k++) v[k] = i + k < n ? x[i + k] : 0.0f;
 }
 
-// x[i .. i+3] = v, nothing from n on
-__device__ static void store4(float *x, const float v[4], size_t i, size_t n) {
-    if (i + 4 <= n && (uintptr_t)(x + i) % 16 == 0)
-        *(float4 *)(x + i) = make_float4(v[0], v[1], v[2], v[3]);
-    else
-        for (int k = 0; k < 4 && i + k < n; k++) x[i + k] = v[k];
-}
-
 #ifdef VIVIM_BF16
-// The same for bfloat16: the upper half of a float's bits; two lie in an unsigned, four are one 8-byte access
+// The same for bfloat16, the upper half of a float's bits; two lie in an unsigned
 __device__ static void load4(float v[4], const floatX *x, size_t i, size_t n) {
     if (i + 4 <= n && (uintptr_t)(x + i) % 8 == 0) {
         uint2 u = *(const uint2 *)(x + i);
@@ -242,18 +234,17 @@ __device__ static void load4(float v[4], const floatX *x, size_t i, size_t n) {
     } else
         for (int k = 0; k < 4; k++) v[k] = i + k < n ? (float)x[i + k] : 0.0f;
 }
-
-__device__ static unsigned bf16_pair(float low, float high) {
-    return __bfloat16_as_ushort(__float2bfloat16(low)) | (unsigned)__bfloat16_as_ushort(__float2bfloat16(high)) << 16;
-}
-
-__device__ static void store4(floatX *x, const float v[4], size_t i, size_t n) {
-    if (i + 4 <= n && (uintptr_t)(x + i) % 8 == 0)
-        *(uint2 *)(x + i) = make_uint2(bf16_pair(v[0], v[1]), bf16_pair(v[2], v[3]));
-    else
-        for (int k = 0; k < 4 && i + k < n; k++) x[i + k] = __float2bfloat16(v[k]);
-}
 #endif
+
+template <typename F> struct alignas(4 * sizeof(F)) Four { F x[4]; };  // 16 or 8 bytes
+
+// x[i .. i+3] = v, rounded to F; nothing from n on
+template <typename F> __device__ static void store4(F *x, const float v[4], size_t i, size_t n) {
+    if (i + 4 <= n && (uintptr_t)(x + i) % sizeof(Four<F>) == 0)
+        *(Four<F> *)(x + i) = {{(F)v[0], (F)v[1], (F)v[2], (F)v[3]}};
+    else
+        for (int k = 0; k < 4 && i + k < n; k++) x[i + k] = (F)v[k];
+}
 
 template <typename T> struct Same { typedef T type; };  // a parameter that does not take part in finding out what T is
 
