@@ -1488,25 +1488,15 @@ __device__ static inline void tile_scores(float s[4][4], const floatX *x, const 
     for (int i = 0; i < 16; i++) s[i / 4][i % 4] = product[(4 * ty + i / 4) * PRODUCT_LD + tx + 16 * (i % 4)];
 }
 
-// out (64, HD) += product
-template <int HD> __device__ static inline void tile_add(float out[4][HD / 16], const float *product) {
+// out (64, HD) += op(p) x, p (64, 64), x (64, HD); op(p) is p, TRANSPOSED: p^T
+template <int HD, bool TRANSPOSED>
+__device__ static inline void tile_weigh(float out[4][HD / 16], const floatX *p, const floatX *x, float *product) {
+    using namespace nvcuda::wmma;
     int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
+    typedef typename std::conditional<TRANSPOSED, col_major, row_major>::type P_ROWS;
+    tile_product<HD, TILE, P_ROWS, row_major>(product, p, TILE_LD, x, HD + PAD);
     for (int i = 0; i < 4; i++)
         for (int j = 0; j < HD / 16; j++) out[i][j] += product[(4 * ty + i) * PRODUCT_LD + tx + 16 * j];
-}
-
-// out (64, HD) += p x, p (64, 64), x (64, HD)
-template <int HD>
-__device__ static inline void tile_weigh(float out[4][HD / 16], const floatX *p, const floatX *x, float *product) {
-    tile_product<HD, TILE, nvcuda::wmma::row_major, nvcuda::wmma::row_major>(product, p, TILE_LD, x, HD + PAD);
-    tile_add<HD>(out, product);
-}
-
-// out (64, HD) += p^T x
-template <int HD>
-__device__ static inline void tile_weigh_transposed(float out[4][HD / 16], const floatX *p, const floatX *x, float *product) {
-    tile_product<HD, TILE, nvcuda::wmma::col_major, nvcuda::wmma::row_major>(product, p, TILE_LD, x, HD + PAD);
-    tile_add<HD>(out, product);
 }
 #else
 // s (64, 64) = x y^T, tiles x, y (64, HD)
@@ -1528,12 +1518,12 @@ __device__ static inline void tile_scores(float s[4][4], const floatX *x, const 
     }
 }
 
-// out (64, HD) += p x, p (64, 64), x (64, HD)
-template <int HD>
+// out (64, HD) += op(p) x, as above; for p^T the threads' rows are columns of p
+template <int HD, bool TRANSPOSED>
 __device__ static inline void tile_weigh(float out[4][HD / 16], const floatX *p, const floatX *x, float *) {
     int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
     #pragma unroll 2
-    for (int k = 0; k < TILE; k += 4) {
+    for (int k = 0; k < TILE && !TRANSPOSED; k += 4) {
         float4 u[4];
         #pragma unroll
         for (int i = 0; i < 4; i++) u[i] = *(const float4 *)(p + (4 * ty + i) * TILE_LD + k);
@@ -1545,14 +1535,8 @@ __device__ static inline void tile_weigh(float out[4][HD / 16], const floatX *p,
             for (int i = 0; i < 4; i++) out[i][j] += u[i].x * v0 + u[i].y * v1 + u[i].z * v2 + u[i].w * v3;
         }
     }
-}
-
-// out (64, HD) += p^T x: the threads' rows are columns of p
-template <int HD>
-__device__ static inline void tile_weigh_transposed(float out[4][HD / 16], const floatX *p, const floatX *x, float *) {
-    int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
     #pragma unroll 2
-    for (int k = 0; k < TILE; k++) {
+    for (int k = 0; k < TILE && TRANSPOSED; k++) {
         float4 u = *(const float4 *)(p + k * TILE_LD + 4 * ty);
         #pragma unroll
         for (int j = 0; j < HD / 16; j++) {
@@ -1619,7 +1603,7 @@ attention_forward_kernel(floatX *out, float *stats, const floatX *dout, const fl
         __syncthreads();
         tile_put(sp, s);
         __syncthreads();
-        tile_weigh<HD>(o, sp, sv, product);
+        tile_weigh<HD, false>(o, sp, sv, product);
     }
     for (int i = 0; i < 4; i++)
         for (int j = 0; j < HD / 16; j++) o[i][j] /= sum[i];
@@ -1708,12 +1692,12 @@ attention_backward_kernel(Q *dq, float *dk, float *dv, const float *stats, const
             }
             tile_put(sp, prob);
             __syncthreads();
-            tile_weigh_transposed<HD>(dv_sum, sp, sd, product);
+            tile_weigh<HD, true>(dv_sum, sp, sd, product);
             __syncthreads();
             tile_put(sp, ds);
             __syncthreads();
-            tile_weigh_transposed<HD>(dk_sum, sp, sq, product);
-            tile_weigh<HD>(dq_tile, sp, sk, product);
+            tile_weigh<HD, true>(dk_sum, sp, sq, product);
+            tile_weigh<HD, false>(dq_tile, sp, sk, product);
             tile_store<HD>(dq + blockIdx.z * dq_size + at, dq_tile, p0, a.P, a, k0 >= parts * TILE);
         }
         tile_store<HD>(dk + slice * dk_size + at_k, dk_sum, k0, a.Pk, a, 0);
