@@ -531,8 +531,7 @@ static void gate_backward_cuda(floatX *dy, floatX *dxz, const floatX *dgated, co
                                int rows, int D) {
     if (rows == 0) return;
     dim3 block = row_block(D);
-    unsigned grid = blocks_for((size_t)rows, block.y);
-    gate_backward_kernel<<<grid, block, 0, stream_cuda>>>(dy, dxz, dgated, y, xz, scale, rows, D);
+    gate_backward_kernel<<<blocks_for((size_t)rows, block.y), block, 0, stream_cuda>>>(dy, dxz, dgated, y, xz, scale, rows, D);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -992,8 +991,7 @@ __global__ static void norms_backward_kernel(float *out, double d_target, double
 
 static void norms_backward_cuda(float *out, double d_target, double d_first, const float *weight, int n) {
     if (n == 0) return;
-    unsigned grid = blocks_for((size_t)2 * n, BLOCK);
-    norms_backward_kernel<<<grid, BLOCK, 0, stream_cuda>>>(out, d_target, d_first, weight, n);
+    norms_backward_kernel<<<blocks_for((size_t)2 * n, BLOCK), BLOCK, 0, stream_cuda>>>(out, d_target, d_first, weight, n);
 }
 
 // x = scale (x + y); y may be NULL
@@ -1099,11 +1097,9 @@ static int matmul_bias_lt(void *C, const void *A, const void *B, const void *bia
         cublasLtMatmulPreference_t wish; cublasLtMatmulHeuristicResult_t result; int results = 0; size_t room = WORKSPACE;
         cublasCheck(cublasLtMatmulPreferenceCreate(&wish));
         cublasCheck(cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room, sizeof room));
-        const cublasLtMatmulPreferenceAttributes_t of[] = {
-            CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-            CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
-        for (int k = 0; k < 4; k++)
-            cublasCheck(cublasLtMatmulPreferenceSetAttribute(wish, of[k], &aligned, sizeof aligned));
+        for (auto of : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+                        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
+            cublasCheck(cublasLtMatmulPreferenceSetAttribute(wish, of, &aligned, sizeof aligned));
         cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(cublaslt_cuda, product, b, a, c, c, wish, 1, &result, &results);
         known[count].shape = shape, known[count].found = status == CUBLAS_STATUS_SUCCESS && results > 0;
         if (known[count].found) known[count].algo = result.algo;
@@ -1401,10 +1397,9 @@ static void conv_backward_cuda(floatX *dinp, float *dweight, float *dbias, const
         im2col_cuda(col, inp + (size_t)n * H * W * C, frames, s);
         matmul_cuda(dturned, s.patch, dy, O, 1, col, s.patch, 0, NULL, O, s.patch, rows, n > 0);
         if (dinp == NULL) continue;
-        size_t pixels = (size_t)frames * H * W * C;
+        size_t image = (size_t)H * W * C, pixels = frames * image;
         matmul_backward_cuda(col, NULL, NULL, dy, NULL, turned, rows, O, s.patch);
-        int blocks = (int)((pixels + 255) / 256); floatX *dx = dinp + (size_t)n * H * W * C;
-        col2im_kernel<<<blocks, 256, 0, stream_cuda>>>(dx, col, s, pixels);
+        col2im_kernel<<<blocks_for(pixels, 256), 256, 0, stream_cuda>>>(dinp + n * image, col, s, pixels);
     }
     int weights = O * s.patch;
     conv_turn_back_kernel<<<ceil_div(weights, 256), 256, 0, stream_cuda>>>(dweight, dturned, weights, C, k * k);
@@ -1713,8 +1708,7 @@ __global__ static void attention_sum_kernel(floatX *out, const float *partial, i
     if (i < n) out[i] = sum;
 }
 static void attention_sum_cuda(floatX *out, const float *partial, int count, size_t n) {
-    int blocks = (int)((n + 255) / 256);
-    attention_sum_kernel<<<blocks, 256, 0, stream_cuda>>>(out, partial, count, n);
+    attention_sum_kernel<<<blocks_for(n, 256), 256, 0, stream_cuda>>>(out, partial, count, n);
 }
 
 template <int HD, typename Q>
@@ -2100,7 +2094,7 @@ static float *scan_starts_cuda(const ScanCuda *p, dim3 grid, int B, int backward
     float *starts = malloc_floats_cuda(n), *ends = malloc_floats_cuda(n), *sums = malloc_floats_cuda(n / SCAN_GROUP);
     auto kernel = backward ? scan_chunk_kernel<true> : scan_chunk_kernel<false>;
     kernel<<<grid, SCAN_THREADS, 0, stream_cuda>>>(ends, sums, *p);
-    scan_join_kernel<<<(unsigned)((width + 127) / 128), 128, 0, stream_cuda>>>(starts, ends, sums, *p, B, backward);
+    scan_join_kernel<<<blocks_for(width, 128), 128, 0, stream_cuda>>>(starts, ends, sums, *p, B, backward);
     free_check_cuda(ends); free_check_cuda(sums);
     return starts;
 }
@@ -2256,8 +2250,7 @@ static void selective_scan_backward_cuda(floatX *du, floatX *ddt, floatX *dBt, f
         float *starts = scan_starts_cuda(&p, grid, B, 1);
         selective_scan_backward_kernel<<<grid, SCAN_THREADS, 0, stream_cuda>>>(du, ddt, dBC, dA, dskip, kept, starts, p,
                                                                                p.n0 > 0);
-        scan_add_channels_kernel<<<(unsigned)((n + 255) / 256), 256, 0, stream_cuda>>>(dBt, dCt, lddbc, dBC, (int)grid.x, rows,
-                                                                                        p.n0, N);
+        scan_add_channels_kernel<<<blocks_for(n, 256), 256, 0, stream_cuda>>>(dBt, dCt, lddbc, dBC, (int)grid.x, rows, p.n0, N);
         free_check_cuda(starts);
     }
     finish_sums(dA_log, NULL, NULL, dA, places, D * N, 1.0f, 1);
@@ -2331,30 +2324,21 @@ static struct {
     size_t logits_size;
 } twin;
 
-static float *copy_to_device(const float *from, size_t n) {
-    float *p = malloc_floats(n);
-    to_device(p, from, n * sizeof(float));
-    return p;
-}
-
 // to (n) = from (n), rounded
-template <typename F> __global__ static void round_kernel(F *to, const float *from, size_t n) {
+__global__ static void round_kernel(floatX *to, const float *from, size_t n) {
     size_t i = first_of_four(); float v[4];
     load4(v, from, i, n);
     store4(to, v, i, n);
 }
 
-static void round_cuda(floatX *to, const float *from, size_t n) {
-    if ((void *)to == (void *)from || n == 0) return;
-    round_kernel<floatX><<<blocks_for(n, 4 * BLOCK), BLOCK, 0, stream_cuda>>>(to, from, n);
-    cudaCheck(cudaGetLastError());
-}
-
 // What the products of matrices read, after the parameters have changed
 static void round_weights_cuda(Model *t) {
     if (sizeof(floatX) == sizeof(float)) t->weights = (floatX *)(void *)t->params;
-    else if (t->weights == NULL) t->weights = malloc_activations_cuda(t->num_params);
-    round_cuda(t->weights, t->params, t->num_params);
+    else {
+        if (t->weights == NULL) t->weights = malloc_activations_cuda(t->num_params);
+        round_kernel<<<blocks_for(t->num_params, 4 * BLOCK), BLOCK, 0, stream_cuda>>>(t->weights, t->params, t->num_params);
+        cudaCheck(cudaGetLastError());
+    }
 }
 
 // Weights, buffers and, once both sides have them, Adam's moments
@@ -2466,7 +2450,8 @@ static Losses step_cuda(Model *m, const AffineNet *f, const float *input, const 
     size_t clips = (size_t)t->B * t->H * t->W;
     if (f && twin.affine_of != f) {  // frozen: it is copied once
         twin.affine = *f, twin.affine_of = f;
-        twin.affine.net.params = copy_to_device(f->net.params, f->net.num_params);
+        twin.affine.net.params = malloc_floats(f->net.num_params);
+        to_device(twin.affine.net.params, f->net.params, f->net.num_params * sizeof(float));
     }
     send_images(input, 3 * clips * t->T);
     to_device(twin.mask, mask, clips * sizeof(float));
