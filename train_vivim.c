@@ -2752,7 +2752,7 @@ static void start_process(char **argv) {
     // waited for then gets no core: 20 times slower beside two busy programs. To sleep at once costs up to 30 % on a quiet
     // machine. So: spin for less than a time slice. OpenMP reads this at start only, hence the program starts again.
     if (!getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT") && !getenv("KMP_BLOCKTIME")) {
-        setenv("GOMP_SPINCOUNT", "50000", 1);  // gcc's, in turns of a loop
+        setenv("GOMP_SPINCOUNT", "10000", 1);  // gcc's, in turns of a loop
         setenv("KMP_BLOCKTIME", "1", 1);       // clang's, in milliseconds
         execv("/proc/self/exe", argv);         // returns only if it failed: then go on as we are
     }
