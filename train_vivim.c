@@ -458,7 +458,12 @@ static void residual(float *out, const float *x, const float *branch, const floa
 // ---------------------------------------------------------------------------------------------------------------------
 // 6 CONVOLUTIONS
 
-#include "dev/dwconv.h"  // dwconv_forward, dwconv_backward: the depthwise convolutions, vectorised over channels
+// Depthwise convolutions, 3x3 in each frame (kt = 1, MixFFN) or 3x3x3 in the clip (kt = 3, DSF): every channel has a kernel of
+// its own. With s a token (t, h, w) and s + k its neighbour in tap k (up to kt/2 frames, a row, a column away), zeros outside:
+//     out[s] = bias + sum_k weight[k] inp[s + k],   gelu[s] = F.gelu(out[s])                            (for each channel)
+//     dinp[s + k] += weight[k] dout[s],   dweight[k] += sum_s dout[s] inp[s + k],   dbias += sum_s dout[s]
+// dwconv_forward, dwconv_backward, vectorised over channels; taps_first puts a tap's weights side by side, for section 8, too
+#include "dev/dwconv.h"
 
 // col (frames*OH*OW, C*k*k) = the k x k patches of inp (frames, H, W, C), zeros outside; column (c*k + ky)*k + kx as in the
 // weight's layout
@@ -1131,6 +1136,7 @@ static void dropout_factors(float *factors, int n, uint64_t key, uint64_t first,
 
 // Batch norm's four vectors (E) for this pass, map*scale + shift = gamma (map - mean) rstd + beta. In training mean and
 // rstd hold the batch's mean and biased variance on entry and move the running ones, the variance by its unbiased value.
+// nn.BatchNorm2d's defaults: eps = 1e-5, momentum = 0.1.
 static void batchnorm_vectors(float *mean, float *rstd, float *scale, float *shift, float *running_mean, float *running_var,
                               const float *gamma, const float *beta, size_t rows, int E, int training) {
     float unbiased = (float)((double)rows / (double)(rows > 1 ? rows - 1 : 1));

@@ -355,8 +355,7 @@ static int *match_videos(const Set *p, const Set *m) {
         int order = same ? 0 : !a ? 1 : !b ? -1 : compare_names(a, b);
         if (order > 0) fail("%s: has no video '%s', which %s has; add it or take it away there", p->path, b, m->path);
         if (order < 0) fail("%s: has no video '%s', which %s has; add it or take it away there", m->path, a, p->path);
-        int twice = (i > 0 && strcmp(m->order[i - 1].name, m->order[i].name) == 0) ||
-                    (i + 1 < m->videos && strcmp(m->order[i + 1].name, m->order[i].name) == 0);
+        int twice = shard_name_twice(i > 0 ? m->order[i - 1].name : NULL, b, i + 1 < m->videos ? m->order[i + 1].name : NULL);
         if (twice && p->order[i].video != m->order[i].video)  // in the same order they are told apart by their places
             fail("%s: several videos are named '%s', and %s has its videos in another order; build them again with other names",
                  m->path, b, p->path);

@@ -264,7 +264,8 @@ static void matmul(float *C, int ldc, const float *A, int lda, int transA, const
     int slices = min_int(32, K / 512);                 // shorter ones cost more to add than they gain
     if ((double)M * N * K < 500e3)  // ten microseconds: not worth waking the other threads
         matmul_serial(C, ldc, A, lda, transA, B, ldb, transB, bias, M, N, K, accumulate);
-    else if (slices >= 4 && (int64_t)M * N <= 128 * 1024) product_sliced(p, slices);
+    else if (slices >= 4 && (int64_t)M * N <= 128 * 1024)  // a C each fits into L2, and there are enough to share
+        product_sliced(p, slices);
     else product_tiled(p);
 }
 

@@ -4,8 +4,9 @@
    AMX=1: factors are rounded to bfloat16. AMX=3: a factor is a sum of three bfloat16, each what is left of the ones before
        x = x_0 + x_1 + x_2,   x_0 = bf16(x),  x_1 = bf16(x - x_0),  x_2 = bf16(x - x_0 - x_1)
    which is exact, for 3 x 8 bits are float's 24. Of the nine products of such sums the three smallest (x_1 y_2, x_2 y_1,
-   x_2 y_2), 2^-24 of the largest and less, are left out: results are as exact as with float's own multiplications, and six products are
-   still faster than they. (Numbers beyond 3.39e38, which bfloat16 rounds to infinity, give NaN.) */
+   x_2 y_2), 2^-24 of the largest and less, are left out: results are as exact as with float's own multiplications, and six
+   products are still faster than they where matrices are large. (Numbers beyond 3.39e38, which bfloat16 rounds to infinity,
+   give NaN.) */
 #ifndef VIVIM_MATMUL_AMX_H
 #define VIVIM_MATMUL_AMX_H
 #include <immintrin.h>

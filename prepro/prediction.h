@@ -59,8 +59,8 @@ static inline int prediction_match(Prediction *p, const NamedVideo *real, char *
         if (frames != true_frames)
             return shard_fail(err, errlen, "%s: video '%s' has %d frames, in %s %d; give the shard that was predicted from",
                               t->path, real[i].name, true_frames, s->path, frames);
-        int twice = (i > 0 && strcmp(real[i - 1].name, real[i].name) == 0) ||
-                    (i + 1 < t->videos && strcmp(real[i + 1].name, real[i].name) == 0);
+        int twice = shard_name_twice(i > 0 ? real[i - 1].name : NULL, real[i].name,
+                                     i + 1 < t->videos ? real[i + 1].name : NULL);
         if (twice && v != w)  // with the same order of all videos they are told apart by their places
             return shard_fail(err, errlen, "%s: several videos are named '%s', and %s has its videos in another order; "
                               "build them again with other names", t->path, real[i].name, s->path);

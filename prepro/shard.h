@@ -236,6 +236,10 @@ static inline int shard_open(Shard *s, const char *path, char *err, size_t errle
     return failed;
 }
 
+// Whether a name in a sorted list of videos is there several times: one of its neighbours (NULL at the ends) is the same
+static inline int shard_name_twice(const char *before, const char *name, const char *after) {
+    return (before && strcmp(before, name) == 0) || (after && strcmp(after, name) == 0);
+}
 static inline const char *shard_video_name(const Shard *s, int video) { return s->table[video].name; }
 
 // RGB of one frame (0 .. frames-1, over all videos): (H, W, 3)
