@@ -334,14 +334,6 @@ static void poison_arenas(Model *m) {
     memset(m->scratch.base, 0xFF, m->scratch.size);
 }
 
-static void set_threads(int threads) {
-#ifdef _OPENMP
-    omp_set_num_threads(threads);
-#else
-    (void)threads;
-#endif
-}
-
 // ------------------------------------------------------------------------------------------------------------------
 // 2. Golden files: their hash, which stands for weights and data that need no room; their tensors; their metadata
 
@@ -1734,6 +1726,28 @@ static void test_matmul(Test *t, const void *row) {
         for (int kind = 0; kind < 16; kind++) {
             matmul_case(t, sizes[i][0], sizes[i][1], sizes[i][2], kind & 1, kind >> 1 & 1, kind >> 2 & 1, kind >> 3 & 1);
         }
+    }
+}
+
+// How many threads come next, while other programs come and go; bits and counts are other tests' matter
+static void test_threads_next(Test *t, const void *row) {
+    static const struct { double waiting; int times, expected; } steps[] = {
+        { 0.0, 20, 8 }, { 0.3, 20, 8 },        // alone, or nearly
+        { 0.84, 1, 7 }, { 0.02, 7, 7 },        // one program came: a thread less, for 8 measurements
+        { 0.02, 1, 8 }, { 0.84, 1, 7 },        // it is still there: the next trial comes after 16
+        { 0.02, 15, 7 }, { 0.02, 1, 8 }, { 3.4, 1, 5 },  // three and more at once: after 32
+        { 0.02, 31, 5 }, { 0.02, 1, 6 }, { 0.0, 31, 6 }, { 0.0, 1, 7 }, { 0.0, 32, 8 }, { 0.0, 50, 8 },  // all are gone
+        { 1.0, 1, 7 }, { 0.0, 7, 7 }, { 0.0, 1, 8 },     // and the patience is forgotten
+        { 100.0, 1, 1 }, { 1.0, 30, 1 }, { 0.0, 15, 1 }, { 0.0, 1, 2 },  // one thread stays
+    };
+    Crowding c = { 8, 0, 8 };
+    int threads = 8;
+    (void)row;
+    for (size_t i = 0; i < sizeof steps / sizeof steps[0]; i++) {
+        char what[80];
+        for (int n = 0; n < steps[i].times; n++) threads = threads_next(&c, threads, steps[i].waiting);
+        snprintf(what, sizeof what, "line %zu: %d threads, expected %d", i, threads, steps[i].expected);
+        expect(t, threads == steps[i].expected, what);
     }
 }
 
@@ -3621,6 +3635,7 @@ static int all_tests(TestCase *tests) {
     n = add_test(tests, n, "resize", "", test_resize, NULL);
     n = add_test(tests, n, "enhance", "", test_enhance, NULL);
     n = add_test(tests, n, "elementary", "", test_elementary, NULL);
+    n = add_test(tests, n, "threads", "", test_threads_next, NULL);
     n = add_test(tests, n, "golden.", "elementary", test_golden_elementary, NULL);
     n = add_test(tests, n, "golden.", "cosine", test_golden_cosine, NULL);
     for (int i = 0; i < 4; i++) n = add_test(tests, n, "differences.", DIFFERENCES[i].name, test_model_differences, &DIFFERENCES[i]);

@@ -9,7 +9,7 @@ Paper: Yang et al., "Vivim: a Video Vision Mamba for Medical Video Segmentation"
 Not in this file: reading images and videos (prepro/frames.c), synthetic data (prepro/phantom.c), the training of that
 frozen network (prepro/affine.c); and in headers, included where they belong: files, frames, options (prepro/), the inner
 loops of products and depthwise convolutions (dev/matmul.h, dwconv.h), --bench and --predict (dev/bench.h, op_times.h,
-predict.h), training in several processes (dev/parallel.h).
+predict.h), processes and threads (dev/parallel.h, threads.h).
 
 Build and run:  make train_vivim && ./train_vivim          (./train_vivim --help lists every option)
 
@@ -2496,12 +2496,24 @@ static void open_shard(Shard *shard, const char *path, const Options *o) {
              o->size, o->size, o->size);
 }
 
+#include "dev/threads.h"  // how threads wait, and how many there are: fewer while other programs want the cores
+
 // ---- Where the model is computed. All that follows reaches it through these; train_vivim.cu puts a GPU's in their place. The
 // Model of the host stays the one that is saved and loaded.
 static void nothing(Model *m) { (void)m; }
 static double machine_memory(void) {  // this process's share
     return (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE) / parallel.local_ranks;
 }
+
+#if VIVIM_PART != 1
+static void forward_watched(Model *m, const float *input) { model_forward(m, input), threads_watch(); }
+static Losses step_watched(Model *m, const AffineNet *f, const float *input, const float *mask, const float *first_mask,
+                           double lr) {
+    Losses losses = train_step(m, f, input, mask, first_mask, lr);
+    threads_watch();
+    return losses;
+}
+#endif
 
 static struct {
     void (*plan)(Model *m, int B, int T, int H, int W, int training, int all_frames, int verbose);  // model_plan
@@ -2517,7 +2529,7 @@ static struct {
     double (*waited)(void);                      // seconds that the host has waited for it so far; NULL: they are one
 } device
 #if VIVIM_PART != 1
-    = {model_plan, model_forward, train_step, nothing, nothing, machine_memory, peak_mb, model_measure, 0, NULL, NULL}
+    = {model_plan, forward_watched, step_watched, nothing, nothing, machine_memory, peak_mb, model_measure, 0, NULL, NULL}
 #endif
     ;
 
@@ -2751,40 +2763,13 @@ static void train(const Options *o) {
 
 #include "dev/bench.h"  // bench: --bench
 
-// How threads wait and malloc keeps memory: what a program's main does first
-static void start_process(char **argv) {
-#if defined(_OPENMP) && defined(__linux__)
-    // Threads that wait for each other spin by default for many milliseconds. On a machine that others use too, the one
-    // waited for then gets no core: 20 times slower beside two busy programs. To sleep at once costs up to 30 % on a quiet
-    // machine. So: spin for less than a time slice. OpenMP reads this at start only, hence the program starts again.
-    if (!getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT") && !getenv("KMP_BLOCKTIME")) {
-        setenv("GOMP_SPINCOUNT", "10000", 1);  // gcc's, in turns of a loop
-        setenv("KMP_BLOCKTIME", "1", 1);       // clang's, in milliseconds
-        execv("/proc/self/exe", argv);         // returns only if it failed: then go on as we are
-    }
-#endif
-    (void)argv;
-#ifdef __GLIBC__
-    // Layers take and give back workspace at every call: let malloc reuse it instead of returning it to the system, which
-    // would clear the pages each time.
-    mallopt(M_MMAP_MAX, 0); mallopt(M_TRIM_THRESHOLD, -1);
-#endif
-}
-
-static void set_threads_wanted(int threads) {  // 0: as many as OpenMP chooses
-#ifdef _OPENMP
-    if (threads) omp_set_num_threads(threads);
-#endif
-    (void)threads;
-}
-
 int train_vivim(int argc, char **argv) {
     Options options;
     start_process(argv);
     parallel_start(&argc, &argv);
     options_parse(&options, OPTIONS, argc, argv);
     options_check(&options, argc, argv);
-    set_threads_wanted(options.threads);
+    threads_wanted(options.threads);
     if (options.batch == 0) options.batch = options.bench ? 1 : 4;
     if (options.help) {
         printf("usage: " VIVIM_PROGRAM " [--option value ...]\n\n"

@@ -146,6 +146,7 @@ static void bench(const Options *o) {
     threads = omp_get_max_threads();
 #endif
     options.edge = 0;
+    threads_wanted(threads);  // and no fewer
     if (parallel.ranks > 1) fail("--bench: times one process, and there are %d", parallel.ranks);
     model_from_options(m, &options);
     check_memory(m, &options, B, T, size, size, 1, 0);

@@ -545,7 +545,7 @@ static int lab_main(const LabProgram *program, int argc, char **argv) {
     options_parse(&o, table, argc - positional, argv + positional);
     if (o.help) { lab_help(program); return 0; }
     lab_select(wanted, positional ? argv[1] : "all", program, o.only);
-    set_threads_wanted(o.threads);
+    threads_wanted(o.threads);
     lab_preset(&preset, o.preset);
     if (program->preset) program->preset(&preset);
     for (const Option *t = program->sizes; t->name; t++) {  // what was given replaces the preset's

@@ -65,9 +65,17 @@ static void pack_B(const Product *p, int j0) {
     if (w < width) memset(panel, 0, (size_t)p->K * width * sizeof(float));
     if (p->B_col == 1)  // rows stay rows
         for (; k < p->K; k++) memcpy(panel + (size_t)k * width, b + k * p->B_row, (size_t)w * sizeof(float));
-    for (; k + 16 <= p->K; k += 16)  // transposed, a cache line at a time
-        for (int j = 0; j < w; j++)
+    for (; k + 16 <= p->K; k += 16) {  // transposed, a cache line at a time, in groups of four columns: one store each
+        int j = 0;
+        for (; j + 4 <= w; j += 4)
+            for (int l = k; l < k + 16; l++) {
+                const float *from = b + j * p->B_col + l;
+                float *to = panel + (size_t)l * width + j;
+                to[0] = from[0], to[1] = from[p->B_col], to[2] = from[2 * p->B_col], to[3] = from[3 * p->B_col];
+            }
+        for (; j < w; j++)
             for (int l = k; l < k + 16; l++) panel[(size_t)l * width + j] = b[j * p->B_col + l];
+    }
     for (; k < p->K; k++)
         for (int j = 0; j < w; j++) panel[(size_t)k * width + j] = b[j * p->B_col + k];
 }
@@ -80,16 +88,17 @@ ALWAYS_INLINE void tile(const int width, float *RESTRICT c, size_t ldc, const fl
     const size_t r0 = row[0], r1 = row[1], r2 = row[2], r3 = row[3], r4 = row[4], r5 = row[5];
     float t[MR][NR];
     for (int i = 0; i < MR; i++)
-        for (int j = 0; j < width; j += LANES) PREFETCH_WRITE(c + i * ldc + j);  // C is cold: ask for all of it at once
-    for (int i = 0; i < MR; i++)
         #pragma omp simd
         for (int j = 0; j < width; j++) t[i][j] = (accumulate ? c[i * ldc + j] : 0.0f) + (bias ? bias[j] : 0.0f);
-    for (int k = 0; k < kc; k++, a += a_col, b += width) {
-        const float x[MR] = {a[r0], a[r1], a[r2], a[r3], a[r4], a[r5]};
-        UNROLL
-        for (int i = 0; i < MR; i++)
-            #pragma omp simd
-            for (int j = 0; j < width; j++) t[i][j] += x[i] * b[j];
+    for (int r = 0, k = 0; r < MR; r++) {
+        for (int j = 0; j < width; j += LANES) PREFETCH_WRITE(c + r * ldc + j);  // C is cold. All at once, it would hold up B
+        for (int end = kc * (r + 1) / MR; k < end; k++, a += a_col, b += width) {
+            const float x[MR] = {a[r0], a[r1], a[r2], a[r3], a[r4], a[r5]};
+            UNROLL
+            for (int i = 0; i < MR; i++)
+                #pragma omp simd
+                for (int j = 0; j < width; j++) t[i][j] += x[i] * b[j];
+        }
     }
     for (int i = 0; i < MR; i++)
         #pragma omp simd

@@ -135,7 +135,9 @@ static void square(float *c, size_t ldc, const float *from, size_t ld, const uin
     __asm__ volatile("" ::: "memory");  // gcc does not know that a tile's load reads memory: what was written, is written here
     _tile_loadd(0, from, bytes); _tile_loadd(1, from + 16, bytes);
     _tile_loadd(2, from + 16 * ld, bytes); _tile_loadd(3, from + 16 * ld + 16, bytes);
-    for (int k = 0; k < K; k += 32, a += SQUARES, b += SQUARES) {
+    for (int k = 0, r = 0; k < K; k += 32, a += SQUARES, b += SQUARES) {
+        for (int end = (int)(32 * (int64_t)(k + 32) / K); r < min_int(end, 32); r++)  // C is cold: see tile in matmul.h
+            PREFETCH_WRITE(c + r * ldc), PREFETCH_WRITE(c + r * ldc + 31);
         if (PARTS == 3) {                       // in an order that loads little
             multiply(a + 2 * SQUARE, b);        // a_2 b_0
             multiply(a + SQUARE, NULL);         // a_1 b_0
@@ -173,7 +175,6 @@ static void product_block(Product p, int i0, int i1, int j0, int j1, const Packe
             float *c = p.C + i * p.ldc + j;
             const float *bias = p.bias ? p.bias + j : zeros;
             if (whole) {
-                for (int r = 0; r < 32; r++) PREFETCH_WRITE(c + r * p.ldc), PREFETCH_WRITE(c + r * p.ldc + 31);
                 if (p.accumulate) square(c, p.ldc, c, p.ldc, a, b, p.K);
                 else square(c, p.ldc, bias, 0, a, b, p.K);
                 continue;

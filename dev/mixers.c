@@ -943,7 +943,7 @@ int main(int argc, char **argv) {
     Plan plan;
     start_process(argv);
     options_parse(&o, MIXER_OPTIONS, argc, argv);
-    set_threads_wanted(o.threads);
+    threads_wanted(o.threads);
     if (o.help) {
         printf("usage: mixers [--option value ...]\n\nTimes ST-Mamba beside global, window and factorised attention.\n\n");
         options_help(MIXER_OPTIONS);

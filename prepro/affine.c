@@ -166,7 +166,7 @@ static const Option AFFINE_OPTIONS[] = {
     {"batch", "256", "pairs of a batch", 'i', 1, 65536, FIELD(batch)},
     {"lr", "0.003", "Adam's learning rate; falls along a cosine", 'd', 1e-9, 1, FIELD(lr)},
     {"seed", "1", "of all random numbers", 'i', 0, 2147483647, FIELD(seed)},
-    {"threads", "0", "0: as many as OpenMP chooses; results do not depend on it", 'i', 0, 1024, FIELD(threads)},
+    {"threads", "0", "0: as many as OpenMP chooses, fewer while other programs use the cores", 'i', 0, 1024, FIELD(threads)},
     {"help", "", "this list", 'f', 0, 0, FIELD(help)},
     {NULL, NULL, NULL, 0, 0, 0, 0},
 };
@@ -194,7 +194,7 @@ int main(int argc, char **argv) {
              shard.W);
     if (o.out[0]) snprintf(path, sizeof path, "%s", o.out);
     else affine_path(path, sizeof path, o.shard);
-    set_threads_wanted(o.threads);
+    threads_wanted(o.threads);
     patches_init(&p, &shard, q, o.shard);
     affine_init(&f, q, (uint64_t)o.seed);
     printf("%s: %d patches of %dx%d to learn from, %d held out; %.1f M parameters, %.0f MiB\n", o.shard, p.count[0], q, q,
@@ -217,6 +217,7 @@ int main(int argc, char **argv) {
         model_zero_grad(&f.net);
         affine_net_backward(NULL, w.out, w.h1, w.h2, w.inp, &f, o.batch);
         model_update(&f.net, rate);
+        threads_watch();
         int every = max_int(1, o.steps / 6);
         if ((step + 1) % every == 0) {
             held_out_errors(error, trivial, &f, &p, &w, o.batch);

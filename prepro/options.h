@@ -36,7 +36,7 @@ static const Option OPTIONS[] = {
     {"eval-every", "1", "epochs between validations", 'i', 1, 100000, FIELD(eval_every)},
     {"save-every", "0", "steps between savings for --resume, besides the end of every epoch", 'i', 0, 1e9, FIELD(save_every)},
     {"seed", "1", "of all random numbers", 'i', 0, 2147483647, FIELD(seed)},
-    {"threads", "0", "0: as many as OpenMP chooses; results do not depend on it", 'i', 0, 1024, FIELD(threads)},
+    {"threads", "0", "0: as many as OpenMP chooses, fewer while other programs use the cores", 'i', 0, 1024, FIELD(threads)},
     {"predict", "", "shard to segment: writes frames and predicted masks to the shard --out", 's', 0, 0, FIELD(predict)},
     {"eval", "", "predict --val and compare with its masks", 'f', 0, 0, FIELD(eval)},
     {"checkpoint", "out/best.safetensors", "weights and sizes for --predict and --eval", 's', 0, 0, FIELD(checkpoint)},
