@@ -9,7 +9,7 @@ Paper: Yang et al., "Vivim: a Video Vision Mamba for Medical Video Segmentation"
 Not in this file: reading images and videos (prepro/frames.c), synthetic data (prepro/phantom.c), the training of that
 frozen network (prepro/affine.c); and in headers, included where they belong: files, frames, options (prepro/), the inner
 loops of products and depthwise convolutions (dev/matmul.h, dwconv.h), --bench and --predict (dev/bench.h, op_times.h,
-predict.h), processes and threads (dev/parallel.h, threads.h).
+predict.h), memory, processes, threads (dev/memory.h, parallel.h, threads.h), from options to models and shards (dev/setup.h).
 
 Build and run:  make train_vivim && ./train_vivim          (./train_vivim --help lists every option)
 
@@ -63,9 +63,6 @@ CONVENTIONS
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
-#ifdef __GLIBC__
-#include <malloc.h>
-#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -111,20 +108,8 @@ HOST_DEVICE static inline int min_int(int a, int b) { return a < b ? a : b; }
 HOST_DEVICE static inline int max_int(int a, int b) { return a > b ? a : b; }
 HOST_DEVICE static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-static void out_of_memory(double bytes) {
-    fail("out of memory: %.1f MiB more were wanted; use a smaller --batch, --frames, --size or --config", bytes / 1048576);
-}
+#include "dev/memory.h"  // malloc_check, malloc_floats: or the program ends; Arena: one block from which tensors are cut
 
-// memory that starts on a cache line; free() gives it back. The graph (section 12) says free_check: a GPU's is another pair.
-static void *malloc_check(size_t bytes) {
-    void *p = aligned_alloc(64, (bytes + 64) / 64 * 64);
-    if (p == NULL) out_of_memory((double)bytes);
-    return p;
-}
-
-static void *calloc_check(size_t count, size_t size) { return memset(malloc_check(count * size), 0, count * size); }
-static void free_check(void *p) { free(p); }
-static float *malloc_floats(size_t n) { return (float *)malloc_check(n * sizeof(float)); }
 static void zero_floats(float *x, size_t n) {
     if (n < 100000) {
         memset(x, 0, n * sizeof(float));
@@ -143,56 +128,6 @@ static double peak_mb(void) {  // of the memory that was in use at a time so far
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
     return (double)usage.ru_maxrss / 1024.0;
-}
-
-// An arena is one block of memory from which tensors are cut one after the other. With base == NULL it only counts: the
-// same layout code first measures a plan, then, run again, hands out the pointers.
-typedef struct {
-    char *base;
-    size_t used, peak, size;  // bytes; peak is the largest `used` so far
-} Arena;
-
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-enum { RED_ZONE = 64 };  // poisoned bytes between tensors: running over a tensor's end is caught
-#else
-enum { RED_ZONE = 0 };
-#define ASAN_POISON_MEMORY_REGION(address, bytes) ((void)0)
-#define ASAN_UNPOISON_MEMORY_REGION(address, bytes) ((void)0)
-#endif
-
-// n numbers of `size` bytes each. In the planning pass the arena has no memory yet: NULL, but they are counted
-static void *arena_take(Arena *arena, size_t n, size_t size) {
-    size_t bytes = (n * size + 63) / 64 * 64;  // every tensor starts on a cache line
-    char *p = arena->base ? arena->base + arena->used : NULL;
-    arena->used += bytes + RED_ZONE;
-    if (arena->used > arena->peak) arena->peak = arena->used;
-    if (p == NULL) return NULL;
-    if (arena->used > arena->size) fail("internal error: an arena of %zu bytes is too small; please report it", arena->size);
-    ASAN_UNPOISON_MEMORY_REGION(p, n * size);
-    ASAN_POISON_MEMORY_REGION(p + n * size, bytes - n * size + RED_ZONE);
-    return p;
-}
-
-static void arena_free(Arena *arena) {
-    if (arena->base) ASAN_UNPOISON_MEMORY_REGION(arena->base, arena->size);
-    free(arena->base);
-    memset(arena, 0, sizeof *arena);
-}
-
-// Makes room for `size` bytes (keeps what is there if it is already large enough; contents are not kept otherwise).
-static void arena_reserve(Arena *arena, size_t size) {
-    if (arena->base == NULL || arena->size < size) {
-        void *base = NULL; arena_free(arena);
-        size = (size + 2097151) / 2097152 * 2097152;  // 2 MiB: a huge page
-        if (posix_memalign(&base, 2097152, size) != 0) out_of_memory((double)size);
-#ifdef MADV_HUGEPAGE
-        madvise(base, size, MADV_HUGEPAGE);  // fewer TLB misses: 5-20 % on the memory-bound layers
-#endif
-        arena->base = (char *)base, arena->size = size;
-    }
-    ASAN_UNPOISON_MEMORY_REGION(arena->base, arena->size);
-    arena->used = arena->peak = 0;
 }
 
 // Sums over many rows (tokens) are made in SLICES fixed slices, each by one thread into numbers of its own, and the slices
@@ -2456,46 +2391,6 @@ static void metrics_finish(Metrics *s) {
 // 17 OPTIONS, TRAIN, EVALUATE, MAIN
 
 #include "prepro/options.h"  // Options, OPTIONS: their table, with defaults, limits and what --help says
-
-static void model_from_options(Model *m, const Options *o) {
-    const char *name = o->config[0] ? o->config : "tiny";
-    int known = (int)(sizeof CONFIGS / sizeof CONFIGS[0]), i = 0, none = strcmp(o->scans, "none") == 0;
-    while (i < known && strcmp(CONFIGS[i].name, name) != 0) i++;
-    if (i == known) fail("--config %s: no such size; there are tiny, b0, b1, b2, b3, b4, b5", name);
-    if (!none && strcmp(o->scans, "fbs") && strcmp(o->scans, "fb") && strcmp(o->scans, "f") && strcmp(o->scans, "s"))
-        fail("--scans %s: must be fbs, fb, f, s or none", o->scans);
-    if (strcmp(o->bce, "plain") && strcmp(o->bce, "weighted")) fail("--bce %s: must be plain or weighted", o->bce);
-    if (o->edge == 2) fail("--edge 2: the boundary head has 3 layers, 1, or 0 for none");
-    if (strcmp(o->dt_init, "mamba") && strcmp(o->dt_init, "vivim")) fail("--dt-init %s: must be mamba or vivim", o->dt_init);
-    Config config = CONFIGS[i];
-    if (o->init[0] && !o->config[0]) config_from_file(&config, o->init);
-    snprintf(config.scans, sizeof config.scans, "%s", none ? "" : o->scans);
-    if (none) memset(config.mamba_depths, 0, sizeof config.mamba_depths);  // the ablation "basic"
-    config.edge_layers = o->edge;
-    config.plain_dt = strcmp(o->dt_init, "vivim") == 0;
-    model_init(m, &config, (uint64_t)o->seed);
-    m->drop_path = (float)o->drop_path, m->dropout = (float)o->dropout;
-    m->weighted_bce = strcmp(o->bce, "weighted") == 0, m->local_bn = !o->sync_bn;
-    if (o->init[0] && !o->resume) checkpoint_load(m, o->init);
-}
-
-static void map_shard(Shard *shard, const char *path) {
-    char err[4608];
-    if (shard_open(shard, path, err, sizeof err) != 0)
-        fail("%s%s", err, strncmp(path, "data/phantom_", 13) == 0 ? " (`make data` writes the synthetic shards)" : "");
-}
-
-// A shard to train or validate on
-static void open_shard(Shard *shard, const char *path, const Options *o) {
-    map_shard(shard, path);
-    if (!shard->has_masks) fail("%s: has no masks to learn from; give prepro/frames a folder of masks", path);
-    if (shard->H < 32 || shard->W < 32)
-        fail("%s: frames of %dx%d are too small; use prepro/frames --size 32 or more", path, shard->H, shard->W);
-    if (o->size && (shard->H != o->size || shard->W != o->size))
-        fail("%s: frames are %dx%d, not %dx%d as --size says; use prepro/frames --size %d", path, shard->H, shard->W,
-             o->size, o->size, o->size);
-}
-
 #include "dev/threads.h"  // how threads wait, and how many there are: fewer while other programs want the cores
 
 // ---- Where the model is computed. All that follows reaches it through these; train_vivim.cu puts a GPU's in their place. The
@@ -2533,26 +2428,7 @@ static struct {
 #endif
     ;
 
-// Refuses batches that would not fit, and says which would
-static void check_memory(Model *m, const Options *o, int B, int T, int H, int W, int training, int all_frames) {
-    const double GiB = 1073741824;
-    double weights = (double)m->num_params * sizeof(float) * (training ? 4 : 1), needed = 0;
-    double limit = o->memory_limit > 0 ? o->memory_limit * GiB : device.memory();
-    for (int t = T; t > 0; t = t > 64 ? t * 7 / 8 : t - 1) {
-        device.measure(m, B, t, H, W, training, all_frames);
-        double bytes = weights + (double)m->kept_planned + (double)m->scratch_planned
-                     + sizeof(float) * (double)B * t * H * W * 4;  // the images, and what is made of them
-        if (t == T) needed = bytes;
-        if (bytes > limit && t > 1) continue;
-        if (t < T && bytes <= limit)
-            fail("a batch of %d x %d frames of %dx%d needs %.2f GiB, and there are %.2f; --frames %d would fit; or use a "
-                 "smaller --batch or --size, or a larger --memory-limit", B, T, H, W, needed / GiB, limit / GiB, t);
-        if (bytes > limit)
-            fail("even a single frame of %dx%d needs %.2f GiB, and there are %.2f; use a smaller --size or --batch", H, W,
-                 bytes / GiB, limit / GiB);
-        return;
-    }
-}
+#include "dev/setup.h"  // model_from_options, open_shard, open_affine, check_memory: what options ask for, or a refusal
 
 static volatile sig_atomic_t stop_requested = 0;  // SIGINT or SIGTERM came
 static void request_stop(int number) { stop_requested = number; }
@@ -2592,19 +2468,6 @@ static void not_a_number(FILE *log, const char *what, int64_t step, int epoch, c
     parallel_leave_it_to_rank_0();
     fail("step %lld (epoch %d): the %s is not a number; %s%s; try a smaller --lr", (long long)step, epoch + 1, what,
          epoch ? "the last good checkpoint is " : "no checkpoint was saved yet", epoch ? last_path : "");
-}
-
-// The frozen network for frames of H x W; 0: train without it
-static int open_affine(AffineNet *f, const Options *o, int H, int W) {
-    char path[4096];
-    int q = o->patch ? o->patch : default_patch(H, W);
-    if (o->edge == 0 || strcmp(o->affine, "none") == 0) return 0;
-    if (q > min_int(H, W)) fail("--patch %d: is more than the frames' %dx%d; use a smaller one", q, H, W);
-    if (o->affine[0]) snprintf(path, sizeof path, "%s", o->affine);
-    else affine_path(path, sizeof path, o->train);
-    affine_load(f, path, q);
-    printf("%s: frozen network of the affine constraint, %d x %d patches of %dx%d\n", path, H / q, W / q, q, q);
-    return 1;
 }
 
 #include "prepro/resume.h"  // Progress, resume_load, open_log, save_state: --resume

@@ -136,17 +136,17 @@ typedef void (*Sgemm)(int order, int transA, int transB, int M, int N, int K, fl
 static Sgemm openblas(void) {
     static int looked = 0;
     static Sgemm sgemm = NULL;
-    static void (*set_threads)(int) = NULL;
+    static void (*set_their_threads)(int) = NULL;
     if (!looked) {
         setenv("OPENBLAS_THREAD_TIMEOUT", "16", 0);  // its threads, waiting, spin for 2^16 cycles, not for 2^26: others follow
         void *library = dlopen("libopenblas.so.0", RTLD_NOW);
         looked = 1;
         if (library) {
             *(void **)(void *)&sgemm = dlsym(library, "cblas_sgemm");
-            *(void **)(void *)&set_threads = dlsym(library, "openblas_set_num_threads");
+            *(void **)(void *)&set_their_threads = dlsym(library, "openblas_set_num_threads");
         }
     }
-    if (sgemm && set_threads) set_threads(lab_threads());
+    if (sgemm && set_their_threads) set_their_threads(lab_threads());
     return sgemm;
 }
 static int have_openblas(void) { return openblas() != NULL; }

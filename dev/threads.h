@@ -5,6 +5,9 @@
 #ifndef VIVIM_THREADS_H
 #define VIVIM_THREADS_H
 #include <dirent.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 // How threads wait and malloc keeps memory
 static void start_process(char **argv) {
