@@ -818,11 +818,11 @@ static void make_layernorm(Op *op) {
     op->oracle = oracle_layernorm;
 }
 
-// gelu: n = elements
+// gelu: n = elements. Its backward makes both; the forward, in the depthwise convolution, is tested there
 static void run_gelu(Op *op, int backward) {
     size_t n = (size_t)op->n[0];
-    gelu_forward(op->y.data, op->x[0].data, n);
-    if (backward) gelu_backward(op->x[0].grad, op->y.grad, op->x[0].data, n);
+    float *dinp = backward ? op->x[0].grad : op_work(op, 0, n);
+    gelu_backward(op->y.data, dinp, backward ? op->y.grad : op->x[0].data, op->x[0].data, n);
 }
 
 static void oracle_gelu(Op *op, float *y) {
@@ -836,6 +836,34 @@ static void make_gelu(Op *op) {
     op_output(op, (size_t)op->n[0], 0);
     op->run = run_gelu;
     op->oracle = oracle_gelu;
+}
+
+// gate: n = rows, D. y * SiLU(z) * 0.3, z the second half of the rows of xz; the first half belongs to others
+static void run_gate(Op *op, int backward) {
+    int rows = op->n[0], D = op->n[1]; OpTensor *x = op->x;
+    gate_forward(op->y.data, x[0].data, x[1].data, 0.3f, rows, D);
+    settle();
+    if (!backward) return;
+    for (int r = 0; r < rows; r++) memset(x[1].grad + (size_t)r * 2 * D, 0, (size_t)D * sizeof(float));
+    gate_backward(op->y.data, x[0].grad, x[1].grad, op->y.grad, x[0].data, x[1].data, 0.3f, rows, D);
+}
+
+static void oracle_gate(Op *op, float *y) {
+    int rows = op->n[0], D = op->n[1];
+    for (int r = 0; r < rows; r++) for (int d = 0; d < D; d++) {
+        double z = (double)op->x[1].data[((size_t)r * 2 + 1) * D + d];
+        y[(size_t)r * D + d] = (float)(0.3 * (double)op->x[0].data[(size_t)r * D + d] * z / (1 + exp(-z)));
+    }
+}
+
+static void make_gate(Op *op) {
+    size_t rows = (size_t)op->n[0], D = (size_t)op->n[1];
+    op_tensor(op, "y", INPUT, rows * D);
+    OpTensor *xz = op_tensor(op, "xz", INPUT, rows * 2 * D);
+    xz->scale = 6.0;
+    op_output(op, rows * D, 0);
+    op->run = run_gate;
+    op->oracle = oracle_gate;
 }
 
 // relu: n = elements. In place, and so is its gradient
@@ -869,7 +897,7 @@ static void run_dwconv(Op *op, int backward) {
     dwconv_forward(gelu == 1 ? NULL : sum, gelu ? y : NULL, x[0].data, x[1].data, x[2].data, n[0], n[1], n[2], n[3], n[4], n[5]);
     if (!backward) return;
     if (gelu == 1) dwconv_forward(sum, NULL, x[0].data, x[1].data, x[2].data, n[0], n[1], n[2], n[3], n[4], n[5]);
-    if (gelu) gelu_backward(dsum, op->y.grad, sum, op->y.numel);
+    if (gelu) gelu_backward(op_work(op, 2, op->y.numel), dsum, op->y.grad, sum, op->y.numel);
     dwconv_backward(x[0].grad, x[1].grad, x[2].grad, dsum, x[0].data, x[1].data, n[0], n[1], n[2], n[3], n[4], n[5]);
 }
 
@@ -1520,6 +1548,9 @@ static const OpRow OP_ROWS[] = {
     { "gelu", make_gelu, { 1 }, 1e-6, 0 },
     { "gelu", make_gelu, { 17 }, 1e-6, 0 },
     { "gelu", make_gelu, { 1031 }, 1e-6, 0 },
+    { "gate", make_gate, { 1, 1 }, 1e-6, 0 },
+    { "gate", make_gate, { 3, 7 }, 1e-6, 0 },
+    { "gate", make_gate, { 37, 66 }, 1e-6, 0 },
     { "relu", make_relu, { 1 }, 1e-9, 0 },
     { "relu", make_relu, { 17 }, 1e-9, 0 },
     { "relu", make_relu, { 1031 }, 1e-9, 0 },

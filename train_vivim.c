@@ -353,16 +353,14 @@ static void layernorm_backward(float *dinp, float *dweight, float *dbias, const 
     free(partial);
 }
 
-// torch.nn.functional.gelu(inp), the exact one: x * cdf(x). n elements.
-static void gelu_forward(float *out, const float *inp, size_t n) {
+// torch.nn.functional.gelu, the exact one, x * cdf(x), is made with its input, in dwconv_forward (section 6), and not kept.
+// Backward makes it again for the next layer's dweight: out = gelu(inp), dinp = dout * gelu'(inp); dinp may be dout. n numbers.
+static void gelu_backward(float *out, float *dinp, const float *dout, const float *inp, size_t n) {
     #pragma omp parallel for simd schedule(static)
-    for (size_t i = 0; i < n; i++) out[i] = gelu_simd(inp[i]);
-}
-
-// dinp = dout * gelu'(inp); dinp may be dout
-static void gelu_backward(float *dinp, const float *dout, const float *inp, size_t n) {
-    #pragma omp parallel for simd schedule(static)
-    for (size_t i = 0; i < n; i++) dinp[i] = dout[i] * gelu_grad_simd(inp[i]);
+    for (size_t i = 0; i < n; i++) {
+        float x = inp[i], dy = dout[i];
+        out[i] = gelu_simd(x), dinp[i] = dy * gelu_grad_simd(x);
+    }
 }
 
 // torch.relu_(x): n elements, in place; 0*x keeps NaN. Backward: dx = dx where the output y is positive, else 0.
@@ -929,18 +927,19 @@ static void gate_forward(float *gated, const float *y, const float *xz, float sc
     }
 }
 
-// dy = dgated * SiLU(z) * scale (dy may be dgated); dz = dgated * y * SiLU'(z) * scale, into the second half of dxz's rows
-static void gate_backward(float *dy, float *dxz, const float *dgated, const float *y, const float *xz, float scale, int rows,
-                          int D) {
+// gated again; dy = dgated * SiLU(z) * scale (dy may be dgated); dz = dgated * y * SiLU'(z) * scale, second half of dxz's rows
+static void gate_backward(float *gated, float *dy, float *dxz, const float *dgated, const float *y, const float *xz,
+                          float scale, int rows, int D) {
     #pragma omp parallel for schedule(static)
     for (int r = 0; r < rows; r++) {
         const float *z = xz + (size_t)r * 2 * D + D, *yr = y + (size_t)r * D, *dg = dgated + (size_t)r * D;
-        float *dz = dxz + (size_t)r * 2 * D + D, *d_y = dy + (size_t)r * D;
+        float *dz = dxz + (size_t)r * 2 * D + D, *d_y = dy + (size_t)r * D, *o = gated + (size_t)r * D;
         #pragma omp simd
         for (int d = 0; d < D; d++) {
-            float d_gated = dg[d] * scale;
+            float d_gated = dg[d] * scale, silu = silu_simd(z[d]);
+            o[d] = scale * yr[d] * silu;
             dz[d] = d_gated * yr[d] * silu_grad_simd(z[d]);
-            d_y[d] = d_gated * silu_simd(z[d]);
+            d_y[d] = d_gated * silu;
         }
     }
 }
@@ -1763,9 +1762,9 @@ static void ffn_backward(Model *m, const Stage *st, Sublayer *f, floatX *dinp, c
     float *g = m->grads; floatX *act = scratch(m, n), *dact = scratch(m, n), *dh1 = act;  // dh1 comes when act is done with
     m->scratch.used = mark;
     if (m->planning) return;
-    gelu_forward(act, f->h2, n);
-    linear_backward(m, dact, dout, act, f->fc2, rows, C, 4 * C, 0);
-    gelu_backward(dact, dact, f->h2, n);
+    matmul_backward(dact, NULL, NULL, dout, NULL, m->weights + f->fc2.weight, rows, C, 4 * C);
+    gelu_backward(act, dact, dact, f->h2, n);
+    matmul_backward(NULL, g + f->fc2.weight, g + f->fc2.bias, dout, act, NULL, rows, C, 4 * C);
     dwconv_backward(dh1, g + f->dwconv.weight, g + f->dwconv.bias, dact, f->h1, w + f->dwconv.weight,
                     m->B, m->T, st->H, st->W, 4 * C, kt);
     linear_backward(m, dinp, dh1, inp, f->fc1, rows, 4 * C, C, 0);
@@ -1822,9 +1821,9 @@ static void st_mamba_backward(Model *m, const Stage *st, Sublayer *s, floatX *di
     floatX *dxz = scratch(m, 2 * n), *dx_dbl = scratch(m, (size_t)rows * ld);
     m->scratch.used = mark;
     if (m->planning) return;
-    gate_forward(a, s->y, s->xz, scale, rows, D);
-    matmul_backward(dy, dw + s->out_proj, NULL, dout, a, wx + s->out_proj, rows, C, D);
-    gate_backward(dy, dxz, dy, s->y, s->xz, scale, rows, D);
+    matmul_backward(dy, NULL, NULL, dout, NULL, wx + s->out_proj, rows, C, D);
+    gate_backward(a, dy, dxz, dy, s->y, s->xz, scale, rows, D);
+    matmul_backward(NULL, dw + s->out_proj, NULL, dout, a, NULL, rows, C, D);
     for (int g = 0; g < 3; g++) {
         if (!has_scan(c, g)) continue;
         const Direction *p = &s->scan[g]; const floatX *Bt = s->x_dbl[g] + R, *Ct = Bt + N;

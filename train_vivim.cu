@@ -436,15 +436,13 @@ static void layernorm_backward_cuda(floatX *dinp, float *dweight, float *dbias, 
 
 // Elementwise operations of n floats: out = op(a), or op(a, b) for the backward ones, a = dout, b what forward left. out may
 // be a or b; NaN stays: 0*a where one would write 0.
-enum { GELU, GELU_BACKWARD, RELU, RELU_BACKWARD, SOFTPLUS, SOFTPLUS_BACKWARD };
+enum { RELU, RELU_BACKWARD, SOFTPLUS, SOFTPLUS_BACKWARD };
 
 template <int OP, typename F> __global__ static void elementwise_kernel(F *out, const F *a, const F *b, size_t n) {
     size_t i = first_of_four(); float x[4], y[4];
     load4(x, a, i, n);
     if (b) load4(y, b, i, n);
     for (int k = 0; k < 4; k++) {
-        if (OP == GELU) x[k] = gelu_simd(x[k]);
-        if (OP == GELU_BACKWARD) x[k] *= gelu_grad_simd(y[k]);
         if (OP == RELU) x[k] = x[k] > 0.0f ? x[k] : 0.0f * x[k];
         if (OP == RELU_BACKWARD) x[k] = y[k] > 0.0f ? x[k] : 0.0f * x[k];
         if (OP == SOFTPLUS) x[k] = softplus_simd(x[k]);
@@ -458,13 +456,22 @@ template <int OP, typename F> static void elementwise(F *out, const F *a, const 
     elementwise_kernel<OP, F><<<blocks_for(n, 4 * BLOCK), BLOCK, 0, stream_cuda>>>(out, a, b, n);
 }
 
-static void gelu_forward_cuda(floatX *out, const floatX *inp, size_t n) { elementwise<GELU, floatX>(out, inp, nullptr, n); }
-static void gelu_backward_cuda(floatX *dinp, const floatX *dout, const floatX *inp, size_t n) {
-    elementwise<GELU_BACKWARD, floatX>(dinp, dout, inp, n);
-}
 template <typename F> static void relu_forward_cuda(F *x, size_t n) { elementwise<RELU, F>(x, x, nullptr, n); }
 template <typename F> static void relu_backward_cuda(F *dx, const F *y, size_t n) {
     elementwise<RELU_BACKWARD, F>(dx, dx, y, n);
+}
+
+// out = gelu(inp), dinp = dout * gelu'(inp); dinp may be dout. n elements
+__global__ static void gelu_backward_kernel(floatX *out, floatX *dinp, const floatX *dout, const floatX *inp, size_t n) {
+    size_t i = first_of_four(); float x[4], dx[4];
+    load4(x, inp, i, n); load4(dx, dout, i, n);
+    for (int k = 0; k < 4; k++) dx[k] *= gelu_grad_simd(x[k]), x[k] = gelu_simd(x[k]);
+    store4(out, x, i, n); store4(dinp, dx, i, n);
+}
+
+static void gelu_backward_cuda(floatX *out, floatX *dinp, const floatX *dout, const floatX *inp, size_t n) {
+    if (n == 0) return;
+    gelu_backward_kernel<<<blocks_for(n, 4 * BLOCK), BLOCK, 0, stream_cuda>>>(out, dinp, dout, inp, n);
 }
 
 // out = x + scale * branch, all (frames, n), scale (frames); x == NULL: 0, scale == NULL: 1
@@ -511,9 +518,9 @@ static void gate_forward_cuda(floatX *gated, const floatX *y, const floatX *xz, 
     gate_forward_kernel<<<blocks_for((size_t)rows, block.y), block, 0, stream_cuda>>>(gated, y, xz, scale, rows, D);
 }
 
-// dy = dgated * SiLU(z) * scale (dy may be dgated); dz = dgated * y * SiLU'(z) * scale, into the second half of dxz's rows
-__global__ static void gate_backward_kernel(floatX *dy, floatX *dxz, const floatX *dgated, const floatX *y, const floatX *xz,
-                                            float scale, int rows, int D) {
+// gated again; dy = dgated * SiLU(z) * scale (dy may be dgated); dz = dgated * y * SiLU'(z) * scale, second half of dxz's rows
+__global__ static void gate_backward_kernel(floatX *gated, floatX *dy, floatX *dxz, const floatX *dgated, const floatX *y,
+                                            const floatX *xz, float scale, int rows, int D) {
     int r = row_of_thread(); size_t row = (size_t)r * D;
     for (int d = 4 * (int)threadIdx.x; d < D && r < rows; d += 4 * (int)blockDim.x) {
         float dg[4], v[4], z[4], dz[4];
@@ -521,17 +528,18 @@ __global__ static void gate_backward_kernel(floatX *dy, floatX *dxz, const float
         for (int k = 0; k < 4; k++) {
             dg[k] *= scale;
             dz[k] = dg[k] * v[k] * silu_grad_simd(z[k]);
-            dg[k] *= silu_simd(z[k]);
+            dg[k] *= silu_simd(z[k]), v[k] *= scale * silu_simd(z[k]);
         }
-        store4(dxz + 2 * row + D, dz, d, D); store4(dy + row, dg, d, D);
+        store4(dxz + 2 * row + D, dz, d, D); store4(dy + row, dg, d, D); store4(gated + row, v, d, D);
     }
 }
 
-static void gate_backward_cuda(floatX *dy, floatX *dxz, const floatX *dgated, const floatX *y, const floatX *xz, float scale,
-                               int rows, int D) {
+static void gate_backward_cuda(floatX *gated, floatX *dy, floatX *dxz, const floatX *dgated, const floatX *y, const floatX *xz,
+                               float scale, int rows, int D) {
     if (rows == 0) return;
     dim3 block = row_block(D);
-    gate_backward_kernel<<<blocks_for((size_t)rows, block.y), block, 0, stream_cuda>>>(dy, dxz, dgated, y, xz, scale, rows, D);
+    unsigned grid = blocks_for((size_t)rows, block.y);
+    gate_backward_kernel<<<grid, block, 0, stream_cuda>>>(gated, dy, dxz, dgated, y, xz, scale, rows, D);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@
 #define add_column_sums(...) CUDA_OP(add_column_sums_cuda, __VA_ARGS__)
 #define layernorm_forward(...) CUDA_OP(layernorm_forward_cuda, __VA_ARGS__)
 #define layernorm_backward(...) CUDA_OP(layernorm_backward_cuda, __VA_ARGS__)
-#define gelu_forward(...) CUDA_OP(gelu_forward_cuda, __VA_ARGS__)
 #define gelu_backward(...) CUDA_OP(gelu_backward_cuda, __VA_ARGS__)
 #define relu_forward(...) CUDA_OP(relu_forward_cuda, __VA_ARGS__)
 #define relu_backward(...) CUDA_OP(relu_backward_cuda, __VA_ARGS__)

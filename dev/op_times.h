@@ -92,8 +92,7 @@ static inline void op_stop(enum OpKind kind, double flops, double bytes) {
     OP_TIMED(OP_NORM, 0, (3.0 + ((dres) != NULL)) * (rows) * (C), \
              layernorm_backward(dinp, dweight, dbias, dout, dres, inp, weight, mean, rstd, rows, C))
 
-#define gelu_forward(out, inp, n) OP_TIMED(OP_POINTWISE, 0, 2.0 * (n), gelu_forward(out, inp, n))
-#define gelu_backward(dinp, dout, inp, n) OP_TIMED(OP_POINTWISE, 0, 3.0 * (n), gelu_backward(dinp, dout, inp, n))
+#define gelu_backward(out, dinp, dout, inp, n) OP_TIMED(OP_POINTWISE, 0, 4.0 * (n), gelu_backward(out, dinp, dout, inp, n))
 #define relu_forward(x, n) OP_TIMED(OP_POINTWISE, 0, 2.0 * (n), relu_forward(x, n))
 #define relu_backward(dx, y, n) OP_TIMED(OP_POINTWISE, 0, 3.0 * (n), relu_backward(dx, y, n))
 #define residual(out, x, branch, scale, frames, n) \
@@ -102,8 +101,8 @@ static inline void op_stop(enum OpKind kind, double flops, double bytes) {
 #define softplus_backward(dx, y, n) OP_TIMED(OP_POINTWISE, 0, 3.0 * (n), softplus_backward(dx, y, n))
 #define gate_forward(gated, y, xz, scale, rows, D) \
     OP_TIMED(OP_POINTWISE, 0, 3.0 * (rows) * (D), gate_forward(gated, y, xz, scale, rows, D))
-#define gate_backward(dy, dxz, dgated, y, xz, scale, rows, D) \
-    OP_TIMED(OP_POINTWISE, 0, 5.0 * (rows) * (D), gate_backward(dy, dxz, dgated, y, xz, scale, rows, D))
+#define gate_backward(gated, dy, dxz, dgated, y, xz, scale, rows, D) \
+    OP_TIMED(OP_POINTWISE, 0, 6.0 * (rows) * (D), gate_backward(gated, dy, dxz, dgated, y, xz, scale, rows, D))
 
 #define bilinear_forward(out, inp, N, H, W, OH, OW, C, add) \
     OP_TIMED(OP_DECODER, 0, 1.0 * (N) * (OH) * (OW) * (C), bilinear_forward(out, inp, N, H, W, OH, OW, C, add))
