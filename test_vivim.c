@@ -1564,6 +1564,7 @@ static const OpRow OP_ROWS[] = {
     { "dwconv", make_dwconv, { 1, 7, 3, 2, 5, 3 }, 1e-6, 0 },
     { "dwconv", make_dwconv, { 2, 5, 4, 7, 20, 3 }, 1e-6, 0 },
     { "dwconv", make_dwconv, { 1, 3, 2, 6, 67, 3 }, 1e-6, 0 },
+    { "dwconv", make_dwconv, { 1, 2, 67, 1, 3, 3 }, 1e-6, 0 },  // more rows than slices of them
     { "dwconv_gelu", make_dwconv, { 2, 1, 5, 4, 3, 1, 1 }, 1e-6, 0 },
     { "dwconv_gelu", make_dwconv, { 1, 2, 3, 11, 37, 1, 2 }, 1e-6, 0 },
     { "dwconv_gelu", make_dwconv, { 1, 3, 2, 6, 67, 3, 1 }, 1e-6, 0 },
@@ -1751,7 +1752,8 @@ static void matmul_case(Test *t, int M, int N, int K, int transA, int transB, in
 
 static void test_matmul(Test *t, const void *row) {
     static const int sizes[][3] = { { 1, 1, 1 }, { 1, 2, 3 }, { 2, 1, 7 }, { 3, 5, 1 }, { 5, 3, 2 }, { 13, 17, 19 }, { 16, 16, 16 }, { 6, 64, 64 },
-                                    { 33, 31, 65 }, { 97, 101, 103 }, { 1, 257, 64 }, { 257, 1, 64 }, { 64, 64, 521 }, { 150, 130, 300 } };
+                                    { 33, 31, 65 }, { 97, 101, 103 }, { 1, 257, 64 }, { 257, 1, 64 }, { 64, 64, 521 }, { 150, 130, 300 },
+                                    { 17, 13, 2311 }, { 211, 523, 9 } };   // a sum in slices; more than one block of rows, of columns
     (void)row;
     for (int i = 0; i < (int)(sizeof sizes / sizeof sizes[0]); i++) {
         for (int kind = 0; kind < 16; kind++) {
@@ -1779,6 +1781,13 @@ static void test_threads_next(Test *t, const void *row) {
         for (int n = 0; n < steps[i].times; n++) threads = threads_next(&c, threads, steps[i].waiting);
         snprintf(what, sizeof what, "line %zu: %d threads, expected %d", i, threads, steps[i].expected);
         expect(t, threads == steps[i].expected, what);
+    }
+    c.most = threads = 2, c.patience = 8, c.quiet = 0;
+    for (int trial = 0, patience = 16; trial < 40; trial++, patience = patience < 256 ? 2 * patience : 256) {
+        int measurements = 0;                  // beside a program that is always there: ever rarer trials, up to one in 256
+        threads = threads_next(&c, threads, 1.0);
+        while (threads == 1 && measurements < 999) threads = threads_next(&c, threads, 0.0), measurements++;
+        expect(t, measurements == patience, "trials become rarer, but do not end");
     }
 }
 
