@@ -192,11 +192,14 @@ static int this_thread(void) {
 #endif
 }
 
-// The blocks are of a size that leaves 32 pieces for the threads. Static: a thread has the same pieces in every pass, so
-// nobody waits between passes (nowait). Pieces of the same rows follow each other: A^T is packed once for them.
+// The blocks leave some 32 pieces for the threads, and 4 or a multiple of 8 blocks of rows, equal but for a tile: no thread has
+// more to do than another. Static: a thread has the same pieces in every pass, so nobody waits between passes (nowait). Pieces
+// of the same rows follow each other: A^T is packed once for them.
 static void product_tiled(Product p) {
-    int depth = cut_evenly(p.K, KC, K_STEP), rows = cut_evenly(p.M, min_int(max_int(p.M / 4, 48), MC), MR);
-    int columns = max_int(min_int(ceil_div(p.M, rows) * ceil_div(p.N, NR) / 32, NC / NR), 1) * NR;
+    int depth = cut_evenly(p.K, KC, K_STEP), tiles = ceil_div(p.M, MR);
+    int blocks = ceil_div(p.M, min_int(max_int(ceil_div(p.M, 4), 48), MC));
+    if (blocks > 4) blocks = round_up(blocks, 8);
+    int columns = max_int(min_int(blocks * ceil_div(p.N, NR) / 32, NC / NR), 1) * NR;
     size_t size_B = packed_B(&p), size_A = packed_A(&p);
     arena_reserve(&product_workspace, (size_B + size_A * (size_t)max_threads()) * sizeof(float));
     float *workspace = (float *)(void *)product_workspace.base;
@@ -213,11 +216,12 @@ static void product_tiled(Product p) {
         for (int k0 = 0; k0 < p.K; k0 += depth) {
             Product q = product_steps(&p, k0, depth); int packed = -1;
             #pragma omp for schedule(static) collapse(2) nowait
-            for (int i = 0; i < p.M; i += rows)
+            for (int block = 0; block < blocks; block++)
                 for (int j = 0; j < p.N; j += columns) {
-                    int i1 = min_int(i + rows, p.M);
-                    if (panels && i != packed) pack_A(&q, i, i1, panels);
-                    packed = i;
+                    int i = MR * (int)((int64_t)tiles * block / blocks);
+                    int i1 = min_int(MR * (int)((int64_t)tiles * (block + 1) / blocks), p.M);
+                    if (panels && block != packed) pack_A(&q, i, i1, panels);
+                    packed = block;
                     product_block(q, i, i1, j, min_int(j + columns, p.N), panels);
                 }
         }
