@@ -615,11 +615,8 @@ static void print_help(void) {
 // Before the long work: can the file be written, and is it none that is read?
 static void check_json(const char *path, const EvaluateOptions *o) {
     char tmp[4096];
-    struct stat json, read;
-    const char *const inputs[2] = {o->pred, o->masks};
-    for (int i = 0; i < 2; i++)
-        if (stat(path, &json) == 0 && stat(inputs[i], &read) == 0 && json.st_dev == read.st_dev && json.st_ino == read.st_ino)
-            fail("--json %s: is read by this program; choose another name", path);
+    if (same_file(path, o->pred) || same_file(path, o->masks))
+        fail("--json %s: is read by this program; choose another name", path);
     fclose(json_open(tmp, sizeof tmp, path));
     unlink(tmp);
 }

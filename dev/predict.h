@@ -126,6 +126,8 @@ static void predict(const Options *o) {
     if (o->predict[0]) {
         snprintf(path, sizeof path, strcmp(o->out, "out") == 0 ? "out/predictions.bin" : "%s", o->out);
         if (strcmp(o->out, "out") == 0) mkdir("out", 0777);
+        if (same_file(path, o->predict) || same_file(path, o->checkpoint))  // true masks, or a model, would be lost
+            fail("--out %s: is read by this program; choose another name", path);
         if (shard_create(&prediction_writer, path, shard.H, shard.W, 1, err, sizeof err) != 0) fail("%s", err);
         p.writer = &prediction_writer;
         atexit(drop_unfinished);

@@ -608,6 +608,12 @@ test_prediction() {
     else
         skip 3 "prediction without masks: prepro/frames is not built"
     fi
+    for file in good.bin base/best.safetensors; do
+        cp $file kept.bin && rm -f link.bin && ln -s kept.bin link.bin
+        case $file in good*) given="--predict kept.bin $best" ;; *) given="--predict good.bin --checkpoint kept.bin" ;; esac
+        refuse "--predict, --out takes $file's place" "--out link.bin" "$train" $given --out link.bin
+        check "--predict, --out takes $file's place: it is whole" cmp $file kept.bin
+    done
     accept "--eval, every option that counts" "$train" --eval --val good.bin $best --size 32 --frames 3 --stride 2 --threads 1 --memory-limit 4
     accept "--predict with --eval" "$train" --predict good.bin --eval $best --out new/p.bin --batch 2
     refuse "--eval without a checkpoint" "out/best.safetensors" "$train" --eval --val good.bin
@@ -650,6 +656,7 @@ test_affine() {
     refuse "affine, no shard" "missing.bin" "$affine" --shard missing.bin --out new/a
     refuse "affine, shard without masks" "nomasks.bin masks" "$affine" --shard nomasks.bin --out new/a
     refuse "affine, empty masks" "black.bin" "$affine" --shard black.bin --out new/a
+    refuse "affine, --out takes the shard's place" "--out good.bin" "$affine" --shard good.bin --out good.bin
     refuse "affine, unknown option" "--step" "$affine" --shard good.bin --out new/a --step 3
     refuse "affine, no value" "--steps" "$affine" --shard good.bin --out new/a --steps
     refuse "affine, patch larger than the frames" "--patch" "$affine" --shard good.bin --out new/a --patch 33

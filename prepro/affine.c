@@ -194,6 +194,7 @@ int main(int argc, char **argv) {
              shard.W);
     if (o.out[0]) snprintf(path, sizeof path, "%s", o.out);
     else affine_path(path, sizeof path, o.shard);
+    if (same_file(path, o.shard)) fail("--out %s: is read by this program; choose another name", path);
     threads_wanted(o.threads);
     patches_init(&p, &shard, q, o.shard);
     affine_init(&f, q, (uint64_t)o.seed);

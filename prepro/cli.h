@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #ifndef VIVIM_PROGRAM
 #define VIVIM_PROGRAM "train_vivim"
@@ -22,6 +23,12 @@ __attribute__((format(printf, 1, 2))) static void fail(const char *format, ...) 
     vfprintf(stderr, format, args); fprintf(stderr, "\n");
     va_end(args);
     exit(1);
+}
+
+// Whether what is written to `out` would take the place of `path`; "" is no file
+static inline int same_file(const char *out, const char *path) {
+    struct stat a, b;
+    return stat(out, &a) == 0 && stat(path, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
 
 // One table gives parsing, defaults, limits, --help and the head of a log. The last row has the name NULL.

@@ -92,12 +92,6 @@ static inline int prediction_open(Prediction *p, const char *path, const char *m
     return failed;
 }
 
-// Whether what is written to `out` would take the place of `path`; "" is no file
-static inline int same_file(const char *out, const char *path) {
-    struct stat a, b;
-    return stat(out, &a) == 0 && stat(path, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
-}
-
 // the true mask of frame number `frame` of the prediction: (H, W), or NULL where it is not known
 static inline const uint8_t *prediction_truth(const Prediction *p, int frame) {
     if (!p->truth.map) return NULL;
