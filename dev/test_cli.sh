@@ -154,6 +154,7 @@ test_frames() {
     accept_frames "frames: A/f B/f --name" "1 3 36x40 1" "clip" "1 2 10" flat/Frame flat/GT --name clip
     accept_frames "frames: A/<video>/f" "2 4 36x40 0" "v2 v10" "1 2 10 5" set/Frame
     accept_frames "frames: A/f" "3 3 36x40 0" "f1 f2 f10" "1 2 10" flat/Frame
+    check "frames says that images are videos" grep -q "^note: each image is a video .* --name" stdout
     mv new/f.bin plain.bin
     refuse "train_vivim on frames' shard without masks" "plain.bin masks" "$train" --train plain.bin --val good.bin --out new/out $quick
     accept_frames "frames --size HxW" "3 3 33x64 1" "f1 f2 f10" "1 2 10" flat --size 33x64
@@ -216,6 +217,9 @@ test_frames() {
     spoil && mkdir bad/Frame/more && refuse_bad "frames, a folder among the images" "bad/Frame"
     spoil && cp bad/Frame/f2.ppm bad/Frame/f2.pgm && refuse_bad "frames, a stem twice" "f2.pgm"
     spoil && picture bad/GT/f2.pgm 5 40 36 001 && picture bad/GT/f1.pgm 5 40 36 001 && refuse_bad "frames, masks of 0, 1 and of 0, 255" "--threshold"
+    spoil && for f in 1 2 10; do picture bad/GT/f$f.pgm 5 40 36 144; done
+    accept "frames, photographs for masks" "$frames" --out new/f.bin bad
+    check "frames doubts masks that are grey" grep -q "^note: 100 % .*masks.* --threshold" stdout
     rm -rf bad && picture bad/f1.ppm 6 40 31 001 && refuse_bad "frames, H below 32" "bad/f1.ppm --size"
     rm -rf bad && picture bad/f1.ppm 6 31 40 001 && refuse_bad "frames, W below 32" "bad/f1.ppm --size"
 

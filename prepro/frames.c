@@ -445,6 +445,7 @@ typedef struct {
     char **video;               // names
     int videos;
     int frames_left_out, masks_left_out;
+    int stills;                                    // images that are videos of their own
     char **kept;                // all names and paths, freed together at the end
     int keeps;
 } Input;
@@ -518,7 +519,7 @@ static void list_folder(Names *files, Names *folders, Input *input, const char *
     files->name = folders->name = NULL;
     files->count = folders->count = 0;
     DIR *dir = opendir(path);
-    if (!dir) { fatal("%s: cannot be opened (%s); give a folder of images", path, strerror(errno)); }
+    if (!dir) { fatal("%s: cannot be opened (%s); give a folder of images (--help shows how a video file is read)", path, strerror(errno)); }
     for (struct dirent *entry; (entry = readdir(dir)) != NULL;) {
         if (entry->d_name[0] == '.' || strcmp(entry->d_name, "Thumbs.db") == 0 || strcmp(entry->d_name, "desktop.ini") == 0) { continue; }
         Names *names = is_folder(join(input, path, entry->d_name)) ? folders : files;
@@ -588,6 +589,7 @@ static void add_folder(Input *input, const Options *options, const char *frame_f
         char *path = join(input, frame_folder, frame);
         frame[stem_length(frame)] = '\0';          // from here on only the stem is needed: a name for a video
         add_item(input, path, mask, video ? video : frame, !video || added == 0);
+        input->stills += !video;
         added++;
     }
     for (; m < masks.count; m++) { leave_out(&input->masks_left_out, options, mask_folder, masks.name[m], "frame", frame_folder); }
@@ -648,7 +650,7 @@ typedef struct {
     int created, H, W, videos, frames, total;      // total 0: not known, from a pipe
     const char *path, *video;                      // the shard; the name of the current video
     const char *first, *first_zero_one, *first_grey;   // the first frame, the first mask of either kind
-    double coverage;                               // sum over frames of the share of foreground
+    double coverage, between;                      // sums over frames: the share of foreground, of what is neither black nor white
     int empty_masks;
     time_t last_progress;
     int progress_shown;
@@ -708,9 +710,10 @@ static void output_frame(Output *output, const Frame *frame, const char *video, 
     }
     if (shard_add_frame(&output->writer, frame->rgb, frame->mask, message, sizeof message) != 0) { stop(output, "%s", message); }
     if (frame->mask) {
-        size_t n = (size_t)frame->H * (size_t)frame->W, foreground = 0;
-        for (size_t i = 0; i < n; i++) { foreground += frame->mask[i] > 127; }
+        size_t n = (size_t)frame->H * (size_t)frame->W, foreground = 0, between = 0;
+        for (size_t i = 0; i < n; i++) { foreground += frame->mask[i] > 127, between += frame->mask[i] >= 64 && frame->mask[i] < 192; }
         output->coverage += (double)foreground / (double)n;
+        output->between += (double)between / (double)n;
         output->empty_masks += foreground == 0;
     }
     output->frames++;
@@ -773,8 +776,13 @@ static void print_summary(const Output *output, const Input *input, int has_mask
         printf("masks: %.2f %% of the pixels are foreground (mean over frames); frames without foreground: %d\n",
                100.0 * output->coverage / output->frames, output->empty_masks);
         if (output->first_zero_one) { printf("note: the masks held only 0 and 1 and were scaled by 255\n"); }
+        if (output->between > 0.1 * output->frames) {  // soft outlines are a few per cent
+            printf("note: %.0f %% of the masks' pixels are neither black nor white; are these masks? else --threshold N says what is foreground\n",
+                   100.0 * output->between / output->frames);
+        }
         if (output->empty_masks == output->frames) { printf("note: no mask value is above 127; try --threshold 0\n"); }
     }
+    if (input->stills > 1) { printf("note: each image is a video of its own; --name NAME makes them the frames of one\n"); }
     if (input->frames_left_out || input->masks_left_out) {
         printf("left out: %d frames without a mask, %d masks without a frame\n", input->frames_left_out, input->masks_left_out);
     }

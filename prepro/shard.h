@@ -171,7 +171,8 @@ static inline int shard_check(Shard *s, char *err, size_t errlen) {
     for (int i = 0; i < SHARD_HEADER / 4; i++) field[i] = shard_get(bytes + 4 * i);
 
     if (field[0] != SHARD_MAGIC)
-        return shard_fail(err, errlen, "%s: not a shard; build one with the programs in prepro/", s->path);
+        return shard_fail(err, errlen, "%s: not a shard; prepro/frames makes one from folders of pictures or from video",
+                          s->path);
     if (field[1] != SHARD_VERSION)
         return shard_fail(err, errlen, "%s: shard version %d, this program reads version %d; build it again", s->path,
                           (int)field[1], SHARD_VERSION);
@@ -218,10 +219,11 @@ static inline int shard_open(Shard *s, const char *path, char *err, size_t errle
     memset(s, 0, sizeof *s);
     struct stat st;
     int fd = open(path, O_RDONLY);
-    if (fd < 0) return shard_fail(err, errlen, "%s: cannot be opened: %s", path, strerror(errno));
+    if (fd < 0) return shard_fail(err, errlen, "%s: cannot be opened: %s; check the path", path, strerror(errno));
     if (fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_size < SHARD_HEADER || (uint64_t)st.st_size > SIZE_MAX) {
         close(fd);
-        return shard_fail(err, errlen, "%s: not a shard (not a file of at least %d bytes); build one with the programs in prepro/",
+        return shard_fail(err, errlen, "%s: not a shard (not a file of at least %d bytes); prepro/frames makes one from folders of "
+                          "pictures or from video",
                           path, SHARD_HEADER);
     }
     s->map_bytes = (size_t)st.st_size;
