@@ -665,7 +665,7 @@ test_affine() {
     refuse "affine, no value" "--steps" "$affine" --shard good.bin --out new/a --steps
     refuse "affine, patch larger than the frames" "--patch" "$affine" --shard good.bin --out new/a --patch 33
     refuse "affine, patch and grid" "--grid" "$affine" --shard good.bin --out new/a --patch 8 --grid 2
-    refuse "affine, directory missing" "missing/a" "$affine" --shard good.bin --steps 1 --batch 4 --out missing/a
+    refuse "affine, directory missing, asked before it trains" "missing/a" "$affine" --shard good.bin --steps 100000 --out missing/a
     for option in patch grid steps batch lr seed threads; do refuse "affine --$option x" "--$option" "$affine" --shard good.bin --out new/a --$option x; done
     accept "affine --help" "$affine" --help
     for threads in 1 4; do accept "affine, $threads threads" "$affine" --shard good.bin --steps 5 --batch 32 --patch 9 --threads $threads --out new/$threads; done

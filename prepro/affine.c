@@ -195,6 +195,10 @@ int main(int argc, char **argv) {
     if (o.out[0]) snprintf(path, sizeof path, "%s", o.out);
     else affine_path(path, sizeof path, o.shard);
     if (same_file(path, o.shard)) fail("--out %s: is read by this program; choose another name", path);
+    snprintf(err, sizeof err, "%s.tmp", path);  // can it be written? Asked before the long work
+    FILE *tmp = fopen(err, "wb");
+    if (tmp == NULL) fail("%s: cannot be written: %s; choose another --out", path, strerror(errno));
+    fclose(tmp), unlink(err);
     threads_wanted(o.threads);
     patches_init(&p, &shard, q, o.shard);
     affine_init(&f, q, (uint64_t)o.seed);

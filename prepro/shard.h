@@ -341,7 +341,7 @@ static inline int shard_create(ShardWriter *w, const char *path, int H, int W, i
         return shard_fail(err, errlen, "%s: exists and is not a file; choose another name", path);
 
     w->H = H, w->W = W, w->has_masks = has_masks != 0;
-    size_t length = strlen(path);
+    size_t length = strlen(path); char problem[256];
     w->path = strdup(path);
     w->tmp_path = (char *)malloc(length + sizeof ".masks.tmp");
     if (!w->path || !w->tmp_path) return shard_writer_fail(w, err, errlen, "out of memory");
@@ -349,11 +349,13 @@ static inline int shard_create(ShardWriter *w, const char *path, int H, int W, i
         sprintf(w->tmp_path, "%s.masks.tmp", path);
         w->mask_fd = open(w->tmp_path, O_RDWR | O_CREAT | O_TRUNC, 0666);
         if (w->mask_fd >= 0) unlink(w->tmp_path);
-        else return shard_writer_fail(w, err, errlen, strerror(errno));
     }
     sprintf(w->tmp_path, "%s.tmp", path);
-    w->fd = open(w->tmp_path, O_RDWR | O_CREAT | O_TRUNC, 0666);
-    if (w->fd < 0) return shard_writer_fail(w, err, errlen, strerror(errno));
+    if (!w->has_masks || w->mask_fd >= 0) w->fd = open(w->tmp_path, O_RDWR | O_CREAT | O_TRUNC, 0666);
+    if (w->fd < 0) {
+        snprintf(problem, sizeof problem, "cannot be written: %s; choose another place", strerror(errno));
+        return shard_writer_fail(w, err, errlen, problem);
+    }
     return 0;
 }
 
