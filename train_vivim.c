@@ -241,6 +241,7 @@ static uint64_t mix64(uint64_t x) {  // the finaliser of splitmix64: every input
     return x ^ (x >> 31);
 }
 
+// the key of all numbers of a (seed, stream, step)
 static uint64_t rng_key(uint64_t seed, int stream, uint64_t step) {
     return mix64(mix64(mix64(seed) + (uint64_t)stream) ^ step);
 }
@@ -437,6 +438,7 @@ static void col2im(float *dinp, const float *dcol, int frames, int H, int W, int
     }
 }
 
+// rows of a convolution's output for n rows of input; columns alike
 static int conv_size(int n, int k, int stride, int pad) { return (n + 2 * pad - k) / stride + 1; }
 
 // A dense convolution is a matrix product of patches with the kernels. As many of N frames are unfolded at a time as keep
@@ -708,6 +710,8 @@ HOST_DEVICE static inline size_t rate_at(int d, int n, int N) {
     return ((size_t)(d / SCAN_LANES) * N + n) * SCAN_LANES + d % SCAN_LANES;
 }
 
+// What depends on neither clip nor block: a = -exp(A_log) log2(e), from (D, N) to (blocks, N, 16), 0 for channels beyond D; the
+// row of every position. Whoever calls frees both
 static Scan scan_begin(const float *u, const float *dt, const float *Bt, const float *Ct, int ldbc, const float *A_log,
                        const float *D_skip, int order, int T, int P, int D, int N) {
     Scan p = {u, dt, NULL, Bt, Ct, D_skip, NULL, NULL, NULL, NULL, NULL, ldbc, D, T * P};
@@ -1277,6 +1281,7 @@ static void edgeloss_backward(float *dlogits, double on, const float *logits, co
 // ---- The operations of the affine constraint (section 13): patches of q x q, rows and columns from the top left, what is left
 // over belongs to none
 
+// how many patches B maps of H x W have
 static int patches_of(int B, int H, int W, int q) { return B * (H / q) * (W / q); }
 
 // where row y of patch i begins in (B, H, W)
@@ -1722,6 +1727,8 @@ static void self_attention_forward(Model *m, const Stage *st, Sublayer *a, float
     linear_forward(m, out, a->att, a->proj, rows, C, C);
 }
 
+// From the end to the beginning: datt, dq, dk, dv. dinp sums what comes through keys and values (s > 1: through LN and conv_s;
+// else dkv is dinp itself) and through queries
 static void self_attention_backward(Model *m, const Stage *st, Sublayer *a, floatX *dinp, const floatX *dout,
                                     const floatX *inp) {
     int C = st->C, N = m->B * m->T, rows = N * st->P, s = st->reduction, Pk = (st->H / s) * (st->W / s), rows_k = N * Pk;
@@ -1812,6 +1819,8 @@ static void st_mamba_forward(Model *m, const Stage *st, Sublayer *s, floatX *out
     matmul_forward(out, a, wx + s->out_proj, NULL, rows, C, D);
 }
 
+// From the end to the beginning; a and dt are made again. da, ddt (rows, D), dx_dbl (rows, R + 2N) = [ddelta | dBt | dCt] are of
+// one direction, the next overwrites them; dxz (rows, 2D) = [dx | dz] sums dx over the directions
 static void st_mamba_backward(Model *m, const Stage *st, Sublayer *s, floatX *dinp, const floatX *dout, const floatX *inp) {
     const Config *c = &m->config;
     int C = st->C, D = c->expand * C, N = c->d_state, R = dt_rank(C), rows = m->B * m->T * st->P, ld = R + 2 * N, first = 1;
@@ -1901,6 +1910,7 @@ static void sublayer_backward(Model *m, const Stage *st, Sublayer *s, floatX *dx
 // where W_fuse,i begins in params or grads; its rows are 4E apart
 static size_t fuse_block(const Model *m, int i) { return m->fuse + (size_t)(3 - i) * m->config.decoder_dim; }
 
+// folded[i] (E, C_i) = W_fuse,i W_i;  folded_bias (E) = sum_i W_fuse,i b_i
 static void decoder_fold(Model *m) {
     int E = m->config.decoder_dim;
     for (int i = 0; i < 4; i++) {
@@ -1949,6 +1959,8 @@ static void batchnorm_over_ranks(Model *m, int rows) {
     residual(m->bn_rstd, m->bn_rstd, vars, NULL, 1, (size_t)E);
 }
 
+// map (frames, P_1, E) = the sum above;  low (outputs, P_1) = W_out dropout(relu(batch norm(map))) + b_out;
+// logits (outputs, H, W) = upsample(low).  outputs: of each clip the target frame, or, if all_frames, all
 static void decoder_forward(Model *m) {
     int E = m->config.decoder_dim, P = m->stages[0].P, frames = m->B * m->T, outputs = logits_frames(m);
     size_t frame = (size_t)P * E, rows = (size_t)frames * P;
@@ -2458,6 +2470,7 @@ static Metrics evaluate(Model *m, const Shard *shard, int B, int T) {
     return total;
 }
 
+// CosineAnnealingLR with T_max = epochs, eta_min = lr/100: lr at epoch 0; 1 % of it would come at epoch number `epochs`
 static double cosine_lr(double lr, int epoch, int epochs) {
     return 0.01 * lr + 0.99 * lr * 0.5 * (1.0 + cos(3.14159265358979323846 * epoch / epochs));
 }

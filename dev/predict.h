@@ -184,6 +184,4 @@ static void write_pictures(Model *m, const Shard *shard, int T, const char *path
     batch_free(&batch); free(masks);
 }
 
-// CosineAnnealingLR with T_max = epochs, eta_min = lr/100: lr at epoch 0; 1 % of it would come at epoch number `epochs`
-
 #endif
