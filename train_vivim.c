@@ -1819,8 +1819,8 @@ static void st_mamba_forward(Model *m, const Stage *st, Sublayer *s, floatX *out
     matmul_forward(out, a, wx + s->out_proj, NULL, rows, C, D);
 }
 
-// From the end to the beginning; a and dt are made again. da, ddt (rows, D), dx_dbl (rows, R + 2N) = [ddelta | dBt | dCt] are of
-// one direction, the next overwrites them; dxz (rows, 2D) = [dx | dz] sums dx over the directions
+// From the end to the beginning; a and dt are made again. da, ddt (rows, D), dx_dbl (rows, R + 2N) = [ddelta | dBt | dCt] are
+// of one direction, the next overwrites them; dxz (rows, 2D) = [dx | dz] sums dx over the directions
 static void st_mamba_backward(Model *m, const Stage *st, Sublayer *s, floatX *dinp, const floatX *dout, const floatX *inp) {
     const Config *c = &m->config;
     int C = st->C, D = c->expand * C, N = c->d_state, R = dt_rank(C), rows = m->B * m->T * st->P, ld = R + 2 * N, first = 1;
