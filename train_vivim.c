@@ -2498,6 +2498,7 @@ static void train(const Options *o) {
 
     // whatever can be refused is refused before anything is written
     open_shard(&training, o->train, o); open_shard(&validation, o->val, o);
+    if (same_file(o->train, o->val)) printf("note: --val is the shard of --train: its Dice says nothing of other videos\n");
     int H = training.H, W = training.W, T = o->frames ? o->frames : 5, steps = training.frames / o->batch;
     int B = parallel_share(o->batch);
     if (steps == 0)
