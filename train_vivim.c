@@ -110,7 +110,7 @@ HOST_DEVICE static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 #include "dev/memory.h"  // malloc_check, malloc_floats: or the program ends; Arena: one block from which tensors are cut
 
-static void zero_floats(float *x, size_t n) {
+static void zero_floats(float *x, size_t n) {  // n numbers
     if (n < 100000) {
         memset(x, 0, n * sizeof(float));
         return;
