@@ -64,7 +64,10 @@ static void pack_B(const Product *p, int j0) {
     float *RESTRICT panel = p->B_panels + (size_t)j0 * p->K;
     if (w < width) memset(panel, 0, (size_t)p->K * width * sizeof(float));
     if (p->B_col == 1)  // rows stay rows
-        for (; k < p->K; k++) memcpy(panel + (size_t)k * width, b + k * p->B_row, (size_t)w * sizeof(float));
+        for (; k < p->K; k++) {
+            for (int j = 0; j < w; j += 16) PREFETCH(b + (k + 16) * p->B_row + j);
+            memcpy(panel + (size_t)k * width, b + k * p->B_row, (size_t)w * sizeof(float));
+        }
     for (; k + 16 <= p->K; k += 16) {  // transposed, a cache line at a time, in groups of four columns: one store each
         int j = 0;
         for (; j + 4 <= w; j += 4)
@@ -80,26 +83,35 @@ static void pack_B(const Product *p, int j0) {
         for (int j = 0; j < w; j++) panel[(size_t)k * width + j] = b[j * p->B_col + k];
 }
 
+// t (MR, width) += the column a[row[0..MR]] times the row b (width)
+ALWAYS_INLINE void outer_product(const int width, float (*RESTRICT t)[NR], const float *RESTRICT a, const size_t *RESTRICT row,
+                                 const float *RESTRICT b) {
+    const float x[MR] = {a[row[0]], a[row[1]], a[row[2]], a[row[3]], a[row[4]], a[row[5]]};
+    UNROLL
+    for (int i = 0; i < MR; i++)
+        #pragma omp simd
+        for (int j = 0; j < width; j++) t[i][j] += x[i] * b[j];
+}
+
 // The kernel: c (MR, width) = [c +] bias + sum_k a(:,k) b(k,:); row i of a begins at a + row[i]. width is constant at every
-// call: the compiler unrolls the rows, vectorises the columns and keeps the whole of t in registers.
+// call, a_col at most: the compiler unrolls the rows, vectorises the columns and keeps the whole of t in registers.
+// While it computes it asks memory for what the next rows of tiles will want: next_c (MR, width), which is as cold as c was,
+// and one row of A, next_a (the tiles beside this one ask for the others). A few lines at a time: all at once would hold up b.
 ALWAYS_INLINE void tile(const int width, float *RESTRICT c, size_t ldc, const float *RESTRICT a, const size_t *RESTRICT row,
-                        size_t a_col, const float *RESTRICT b, const float *RESTRICT bias, int kc, int accumulate) {
-    // MR is 6: six scalars, because an array of them would be read from memory at every step
-    const size_t r0 = row[0], r1 = row[1], r2 = row[2], r3 = row[3], r4 = row[4], r5 = row[5];
+                        const size_t a_col, const float *RESTRICT b, const float *RESTRICT bias, int kc, int accumulate,
+                        const float *next_a, const float *next_c, size_t ld_next) {
+    const size_t r[MR] = {row[0], row[1], row[2], row[3], row[4], row[5]};  // MR is 6
     float t[MR][NR];
     for (int i = 0; i < MR; i++)
         #pragma omp simd
         for (int j = 0; j < width; j++) t[i][j] = (accumulate ? c[i * ldc + j] : 0.0f) + (bias ? bias[j] : 0.0f);
-    for (int r = 0, k = 0; r < MR; r++) {
-        for (int j = 0; j < width; j += LANES) PREFETCH_WRITE(c + r * ldc + j);  // C is cold. All at once, it would hold up B
-        for (int end = kc * (r + 1) / MR; k < end; k++, a += a_col, b += width) {
-            const float x[MR] = {a[r0], a[r1], a[r2], a[r3], a[r4], a[r5]};
-            UNROLL
-            for (int i = 0; i < MR; i++)
-                #pragma omp simd
-                for (int j = 0; j < width; j++) t[i][j] += x[i] * b[j];
-        }
+    for (int i = 0, k = 0; i < MR; i++) {
+        PREFETCH(next_a + 2 * k);
+        for (int j = 0; j < width; j += LANES) PREFETCH_WRITE(next_c + i * ld_next + j);
+        for (int end = kc / 2 * (i + 1) / MR; k < end; k++)
+            for (int step = 0; step < 2; step++, a += a_col, b += width) outer_product(width, t, a, r, b);
     }
+    if (kc % 2) outer_product(width, t, a, r, b);
     for (int i = 0; i < MR; i++)
         #pragma omp simd
         for (int j = 0; j < width; j++) c[i * ldc + j] = t[i][j];
@@ -107,26 +119,35 @@ ALWAYS_INLINE void tile(const int width, float *RESTRICT c, size_t ldc, const fl
 
 // The tile of C at (i0, j0). At the edges, where only m rows and w columns of it exist, a whole one is computed in a buffer
 // and the part that exists added; rows of A that do not exist repeat the last one.
-static void product_tile(const Product *p, int i0, int j0) {
-    int m = min_int(MR, p->M - i0), w = min_int(NR, p->N - j0), width = round_up(w, LANES), K = p->K;
-    int ragged = m < MR || w < width, add = p->accumulate && !ragged;
-    const float *a = p->A + i0 * p->A_row, *b = p->B_panels + (size_t)j0 * K;
-    const float *bias = p->bias ? p->bias + j0 : NULL, *bias_to = ragged ? NULL : bias;
-    size_t a_col = p->A_col, row[MR];
-    size_t ldc = p->ldc, ldto = ragged ? (size_t)NR : ldc;
-    float buffer[MR * NR], *c = p->C + i0 * ldc + j0, *to = ragged ? buffer : c;
+ALWAYS_INLINE void tile_at(const Product *p, int i0, int j0, const int width, const size_t a_col) {
+    int m = min_int(MR, p->M - i0), w = min_int(NR, p->N - j0), K = p->K, ragged = m < MR || w < width;
+    const float *a = p->A + i0 * p->A_row, *b = p->B_panels + (size_t)j0 * K, *bias = p->bias ? p->bias + j0 : NULL;
+    const float *next_a = a + (MR + j0 / NR % MR) * p->A_row;
+    size_t ldc = p->ldc, row[MR];
+    float buffer[MR * NR], *c = p->C + i0 * ldc + j0;
     for (int i = 0; i < MR; i++) row[i] = (size_t)min_int(i, m - 1) * (p->packed ? 1 : p->A_row);
-    switch (width / LANES) {
-        case 1: tile(1 * LANES, to, ldto, a, row, a_col, b, bias_to, K, add); break;
-        case 2: tile(2 * LANES, to, ldto, a, row, a_col, b, bias_to, K, add); break;
-#ifdef __AVX512F__
-        case 3: tile(3 * LANES, to, ldto, a, row, a_col, b, bias_to, K, add); break;
-        case 4: tile(4 * LANES, to, ldto, a, row, a_col, b, bias_to, K, add); break;
-#endif
-    }
+    tile(width, ragged ? buffer : c, ragged ? (size_t)NR : ldc, a, row, a_col, b, ragged ? NULL : bias, K,
+         p->accumulate && !ragged, next_a, c + MR * ldc, ldc);
     for (int i = 0; ragged && i < m; i++)
         for (int j = 0; j < w; j++)
             c[i * ldc + j] = (p->accumulate ? c[i * ldc + j] : 0.0f) + (bias ? bias[j] : 0.0f) + buffer[i * NR + j];
+}
+
+// the same with its constants: rows of A are read in place, packed, or in place in a transposed A
+ALWAYS_INLINE void tile_of_width(const Product *p, int i0, int j0, const int width) {
+    if (p->A_col == 1) tile_at(p, i0, j0, width, 1);
+    else if (p->packed) tile_at(p, i0, j0, width, MR);
+    else tile_at(p, i0, j0, width, p->A_col);
+}
+static void product_tile(const Product *p, int i0, int j0) {
+    switch (ceil_div(min_int(NR, p->N - j0), LANES)) {
+        case 1: tile_of_width(p, i0, j0, 1 * LANES); break;
+        case 2: tile_of_width(p, i0, j0, 2 * LANES); break;
+#ifdef __AVX512F__
+        case 3: tile_of_width(p, i0, j0, 3 * LANES); break;
+        case 4: tile_of_width(p, i0, j0, 4 * LANES); break;
+#endif
+    }
 }
 
 // rows i0 .. i1 of a transposed A become panels [k][MR], 16 steps at a time: all of the lines touched are used at once
@@ -134,9 +155,11 @@ static void pack_A(const Product *p, int i0, int i1, float *panels) {
     for (int k0 = 0; k0 < p->K; k0 += 16)
         for (int i = i0; i < i1; i += MR) {
             float *panel = panels + (size_t)(i - i0) * p->K; const float *a = p->A + i;
-            for (int k = k0; k < min_int(k0 + 16, p->K); k++)
+            for (int k = k0; k < min_int(k0 + 16, p->K); k++) {
+                PREFETCH(a + (k + 16) * p->A_col);
                 if (i + MR <= i1) memcpy(panel + k * MR, a + k * p->A_col, MR * sizeof(float));  // constant size: two moves
                 else memcpy(panel + k * MR, a + k * p->A_col, (size_t)(i1 - i) * sizeof(float));
+            }
         }
 }
 
