@@ -28,8 +28,7 @@ enum { MR = 6, NR = 64, LANES = 16 };  // LANES: the last panel is as narrow as 
 enum { MR = 6, NR = 16, LANES = 8 };    // 12 of 16 AVX2 registers, 24 of 32 NEON registers
 #endif
 #ifndef VIVIM_AMX
-enum { PARTS = 1, K_STEP = 1, KC = 512,  // steps of a pass: a multiple of, at most
-       IN_PLACE = 128 };     // A^T is not packed if its rows are this short: step k + 1 is on the next lines
+enum { PARTS = 1, K_STEP = 1, KC = 512 };  // steps of a pass: a multiple of, at most
 typedef float Packed;
 #endif
 enum { MC = 192, NC = 512 };  // rows and columns of a block: at most
@@ -94,7 +93,7 @@ ALWAYS_INLINE void outer_product(const int width, float (*RESTRICT t)[NR], const
 }
 
 // The kernel: c (MR, width) = [c +] bias + sum_k a(:,k) b(k,:); row i of a begins at a + row[i]. width is constant at every
-// call, a_col at most: the compiler unrolls the rows, vectorises the columns and keeps the whole of t in registers.
+// call, as a_col is: the compiler unrolls the rows, vectorises the columns and keeps the whole of t in registers.
 // While it computes it asks memory for what the next rows of tiles will want: next_c (MR, width), which is as cold as c was,
 // and one row of A, next_a (the tiles beside this one ask for the others). A few lines at a time: all at once would hold up b.
 ALWAYS_INLINE void tile(const int width, float *RESTRICT c, size_t ldc, const float *RESTRICT a, const size_t *RESTRICT row,
@@ -133,11 +132,10 @@ ALWAYS_INLINE void tile_at(const Product *p, int i0, int j0, const int width, co
             c[i * ldc + j] = (p->accumulate ? c[i * ldc + j] : 0.0f) + (bias ? bias[j] : 0.0f) + buffer[i * NR + j];
 }
 
-// the same with its constants: rows of A are read in place, packed, or in place in a transposed A
+// the same with its constants
 ALWAYS_INLINE void tile_of_width(const Product *p, int i0, int j0, const int width) {
-    if (p->A_col == 1) tile_at(p, i0, j0, width, 1);
-    else if (p->packed) tile_at(p, i0, j0, width, MR);
-    else tile_at(p, i0, j0, width, p->A_col);
+    if (p->packed) tile_at(p, i0, j0, width, MR);
+    else tile_at(p, i0, j0, width, 1);
 }
 static void product_tile(const Product *p, int i0, int j0) {
     switch (ceil_div(min_int(NR, p->N - j0), LANES)) {
@@ -175,7 +173,7 @@ static void product_block(Product p, int i0, int i1, int j0, int j1, const float
 
 // workspace, in floats: for packed B, and, per thread, for a block of packed A^T
 static size_t packed_B(const Product *p) { return (size_t)round_up(p->N, LANES) * p->K; }
-static size_t packed_A(const Product *p) { return p->A_col > IN_PLACE ? (size_t)round_up(MC, MR) * min_int(p->K, KC) : 0; }
+static size_t packed_A(const Product *p) { return p->A_col > 1 ? (size_t)round_up(MC, MR) * min_int(p->K, KC) : 0; }
 #endif
 
 // on the calling thread; workspace: packed_B + packed_A
