@@ -16,7 +16,8 @@
 // Blocks: C is cut into blocks of at most MC rows and NC columns, the sum over k into passes of at most KC steps, each a
 //   product that adds to C. 6 rows of A (12 KiB) then stay in L1 while the panels of B (1 MiB at most) stream past them
 //   from L2; then the next 6 rows.
-// Threads: a block of C is the work of one thread, in the order of k. Where C is too small to share (dweight: a sum over
+// Threads: a block of C is the work of one thread, in the order of k; B is packed by all threads for all, or, where C has few
+//   rows, by each for itself, with columns of its own. Where C is too small to share (dweight: a sum over
 //   all tokens into a small matrix), the sum is cut into slices, each with a C of its own, added in order at the end.
 
 #if defined(VIVIM_AMX)  // make AMX=1 or 3: matmul_amx.h, which has its own panels, of so many bfloat16 for each number
@@ -50,6 +51,14 @@ static Product product_steps(const Product *p, int k0, int K) {
     q.A += k0 * p->A_col, q.B += k0 * p->B_row, q.K = min_int(K, p->K - k0);
     if (q.B_panels) q.B_panels += (size_t)k0 * round_up(p->N, LANES) * PARTS;
     if (k0 > 0) q.accumulate = 1, q.bias = NULL;
+    return q;
+}
+
+// columns j0 .. j0+N likewise
+static Product product_columns(const Product *p, int j0, int N) {
+    Product q = *p;
+    q.C += j0, q.B += j0 * p->B_col, q.N = min_int(N, p->N - j0);
+    if (q.bias) q.bias += j0;
     return q;
 }
 
@@ -176,23 +185,30 @@ static size_t packed_B(const Product *p) { return (size_t)round_up(p->N, LANES) 
 static size_t packed_A(const Product *p) { return p->A_col > 1 ? (size_t)round_up(MC, MR) * min_int(p->K, KC) : 0; }
 #endif
 
-// on the calling thread; workspace: packed_B + packed_A
+// on the calling thread, in a workspace of so many floats: a block of B, which stays in L2 for all rows, and one of A^T
+static void serial_blocks(const Product *p, int *depth, int *columns) {
+    *depth = cut_evenly(p->K, KC, K_STEP), *columns = cut_evenly(p->N, NC, NR);
+}
+static size_t serial_workspace(const Product *p) {
+    Product block = *p;
+    serial_blocks(p, &block.K, &block.N);
+    return packed_B(&block) + packed_A(&block);
+}
 static void product_serial(Product p, float *workspace) {
-    int depth = cut_evenly(p.K, KC, K_STEP);
-    Packed *panels = packed_A(&p) ? (Packed *)(void *)(workspace + packed_B(&p)) : NULL;
-    p.B_panels = (Packed *)(void *)workspace;
-    for (int k0 = 0; k0 < p.K; k0 += depth) {
-        Product q = product_steps(&p, k0, depth);
-        for (int j0 = 0, j1; j0 < p.N; j0 = j1) {
-            j1 = min_int(j0 + NC, p.N);
-            for (int j = j0; j < j1; j += NR) pack_B(&q, j);
+    int depth, columns;
+    serial_blocks(&p, &depth, &columns);
+    for (int k0 = 0; k0 < p.K; k0 += depth)
+        for (int j0 = 0; j0 < p.N; j0 += columns) {
+            Product pass = product_steps(&p, k0, depth), q = product_columns(&pass, j0, columns);
+            Packed *panels = packed_A(&q) ? (Packed *)(void *)(workspace + packed_B(&q)) : NULL;
+            q.B_panels = (Packed *)(void *)workspace;
+            for (int j = 0; j < q.N; j += NR) pack_B(&q, j);
             for (int i0 = 0, i1; i0 < p.M; i0 = i1) {
                 i1 = min_int(i0 + MC, p.M);
                 if (panels) pack_A(&q, i0, i1, panels);
-                product_block(q, i0, i1, j0, j1, panels);
+                product_block(q, i0, i1, 0, q.N, panels);
             }
         }
-    }
 }
 
 static Arena product_workspace;  // of the two functions below, which one thread calls at a time. Huge pages
@@ -249,12 +265,27 @@ static void product_tiled(Product p) {
     }
 }
 
+// Where C has few rows, copying B is much of the work: a thread takes columns of its own and copies what only it will read,
+// into its own L2. All read the whole of A.
+static int shares_columns(const Product *p) {
+    return p->N >= max_int(256, NR * max_threads()) && p->K >= 64 && p->M < 4 * p->N;
+}
+static void product_shared(Product p) {
+    int columns = cut_evenly(p.N, ceil_div(p.N, max_threads()), LANES);
+    Product widest = product_columns(&p, 0, columns);
+    size_t work = serial_workspace(&widest);
+    arena_reserve(&product_workspace, work * (size_t)max_threads() * sizeof(float));
+    #pragma omp parallel for schedule(static)
+    for (int j = 0; j < p.N; j += columns)
+        product_serial(product_columns(&p, j, columns), (float *)(void *)product_workspace.base + work * (size_t)this_thread());
+}
+
 // a long sum into a small C: slices of the sum, the first into C, the others each into a C of its own, then added in order
 static void product_sliced(Product p, int slices) {
     int depth = ceil_div(p.K, slices);
     size_t outputs = (size_t)p.M * p.N, cache_line = 16;
     Product first = product_steps(&p, 0, depth);
-    size_t work = packed_B(&first) + packed_A(&first);
+    size_t work = serial_workspace(&first);
     slices = ceil_div(p.K, depth);
     size_t partials = (slices * outputs + cache_line - 1) / cache_line * cache_line;
     arena_reserve(&product_workspace, (partials + work * (size_t)max_threads()) * sizeof(float));
@@ -286,7 +317,7 @@ static Product product(float *C, int ldc, const float *A, int lda, int transA, c
 static void matmul_serial(float *C, int ldc, const float *A, int lda, int transA, const float *B, int ldb, int transB,
                           const float *bias, int M, int N, int K, int accumulate) {
     Product p = product(C, ldc, A, lda, transA, B, ldb, transB, bias, M, N, K, accumulate);
-    float *workspace = malloc_floats(packed_B(&p) + packed_A(&p));
+    float *workspace = malloc_floats(serial_workspace(&p));
     product_serial(p, workspace);
     free(workspace);
 }
@@ -300,6 +331,7 @@ static void matmul(float *C, int ldc, const float *A, int lda, int transA, const
         matmul_serial(C, ldc, A, lda, transA, B, ldb, transB, bias, M, N, K, accumulate);
     else if (slices >= 4 && (int64_t)M * N <= 128 * 1024)  // a C each fits into L2, and there are enough to share
         product_sliced(p, slices);
+    else if (shares_columns(&p)) product_shared(p);
     else product_tiled(p);
 }
 
