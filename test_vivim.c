@@ -1723,7 +1723,7 @@ static void matmul_case(Test *t, int M, int N, int K, int transA, int transB, in
     for (size_t i = 0; i < sizeA; i++) A[i] = (float)hash_u(fnv1a32("A"), i);
     for (size_t i = 0; i < sizeB; i++) B[i] = (float)hash_u(fnv1a32("B"), i);
     for (int i = 0; i < N; i++) bias[i] = (float)hash_u(fnv1a32("bias"), (uint64_t)i);
-    for (int i = 0; i < 3; i++) {              // one thread, four threads, serial; columns N.. belong to someone else and stay 7
+    for (int i = 0; i < 3; i++) {              // one thread, five threads, serial; columns N.. belong to someone else and stay 7
         out[i] = tensor(t, sizeC);
         if (accumulate) fill(out[i], sizeC, 0.25);
         for (int m = 0; m < M; m++) fill(out[i] + (size_t)m * (size_t)ldc + N, (size_t)(ldc - N), 7);
@@ -1737,7 +1737,7 @@ static void matmul_case(Test *t, int M, int N, int K, int transA, int transB, in
     }
     set_threads(1);
     matmul(out[0], ldc, A, lda, transA, B, ldb, transB, with_bias ? bias : NULL, M, N, K, accumulate);
-    set_threads(4);
+    set_threads(5);
     matmul(out[1], ldc, A, lda, transA, B, ldb, transB, with_bias ? bias : NULL, M, N, K, accumulate);
     settle();
     matmul_serial(out[2], ldc, A, lda, transA, B, ldb, transB, with_bias ? bias : NULL, M, N, K, accumulate);
@@ -1753,7 +1753,8 @@ static void matmul_case(Test *t, int M, int N, int K, int transA, int transB, in
 static void test_matmul(Test *t, const void *row) {
     static const int sizes[][3] = { { 1, 1, 1 }, { 1, 2, 3 }, { 2, 1, 7 }, { 3, 5, 1 }, { 5, 3, 2 }, { 13, 17, 19 }, { 16, 16, 16 }, { 6, 64, 64 },
                                     { 33, 31, 65 }, { 97, 101, 103 }, { 1, 257, 64 }, { 257, 1, 64 }, { 64, 64, 521 }, { 150, 130, 300 },
-                                    { 17, 13, 2311 }, { 211, 523, 9 } };   // a sum in slices; more than one block of rows, of columns
+                                    { 17, 13, 2311 }, { 211, 523, 9 },    // a sum in slices; more than one block of rows, of columns
+                                    { 131, 1061, 67 }, { 37, 277, 1031 } };               // columns of its own for each thread; for one thread, but not for five
     (void)row;
     for (int i = 0; i < (int)(sizeof sizes / sizeof sizes[0]); i++) {
         for (int kind = 0; kind < 16; kind++) {

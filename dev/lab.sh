@@ -26,7 +26,7 @@ products() {
     for n in $threads; do
         : > "$work/products.$n"
         for stage in 1 2 3 4; do
-            dev/matmul 0,7 --preset b3.$stage --seconds 0.1 --threads "$n" --csv > "$work/csv"
+            dev/matmul 0,8 --preset b3.$stage --seconds 0.1 --threads "$n" --csv > "$work/csv"
             [ $stage -gt 1 ] || { echo && sed -n '1s/# //p;3s/# matmul; //p' "$work/csv"; }
             awk -F , -v stage=$stage '$3 == 0 && !/^#/ { printf "| %d | %s\n", stage, $2 > names
                 printf " | %s | %.0f | %s\n", $10, $12, $13 }' names="$work/names.$stage" "$work/csv" >> "$work/products.$n"

@@ -1,7 +1,7 @@
 /* matmul.c - the matrix products of a stage, forward, dX and dW: from three loops to dev/matmul.h, and OpenBLAS beside them.
 
    Build:  make dev/matmul
-   Run:    dev/matmul 0,7 --preset b3.1 --threads 1                  what ships and OpenBLAS, on all products of the stage
+   Run:    dev/matmul 0,8 --preset b3.1 --threads 1                  what ships and OpenBLAS, on all products of the stage
            dev/matmul all --rows 1000 --outputs 96 --inputs 300      one linear layer: its three products
 
    A layer out (M, N) = inp (M, K) weight (N, K)^T is    forward  C (M, N) = A (M, K) B^T    B = weight (N, K)
@@ -130,7 +130,10 @@ static void matmul_slices(float *const *t, const Sizes *s) {
     product_sliced(product_of(t, s), max_int(1, min_int(32, s->K / 512)));
 }
 
-// 7: OpenBLAS, found when the program runs
+// 7: threads share the columns, and each packs its own
+static void matmul_columns(float *const *t, const Sizes *s) { product_shared(product_of(t, s)); }
+
+// 8: OpenBLAS, found when the program runs
 typedef void (*Sgemm)(int order, int transA, int transB, int M, int N, int K, float alpha, const float *A, int lda,
                       const float *B, int ldb, float beta, float *C, int ldc);
 static Sgemm openblas(void) {
@@ -157,13 +160,14 @@ static void matmul_openblas(float *const *t, const Sizes *s) {
 }
 
 static const LabKernel KERNELS[] = {
-    {matmul_ships, "ships: 4, 5 or 6 by the product's size", NULL},
+    {matmul_ships, "ships: 5, 6, 7 or, if small, 4", NULL},
     {matmul_textbook, "textbook: three loops", NULL},
     {matmul_rows, "B in rows, the columns innermost, threads over rows of C", NULL},
     {matmul_registers, "4 x 2 vectors of C in registers", NULL},
     {matmul_panels, "6 x 4 vectors, B in panels, passes over k; one thread", NULL},
     {matmul_blocks, "4, blocks of C over threads", NULL},
     {matmul_slices, "4, slices of the sum over threads", NULL},
+    {matmul_columns, "4, columns over threads", NULL},
     {matmul_openblas, "OpenBLAS", have_openblas},
     {NULL, NULL, NULL}
 };
@@ -224,7 +228,7 @@ static const Sizes CHECKS[] = {
 
 int main(int argc, char **argv) {
     static const LabLadder LADDERS[] = {
-        {"matmul", KERNELS, tensors, NULL, matmul_ships, work, "multiply-add", "flop", cpu_flop_rate, shape, 7},
+        {"matmul", KERNELS, tensors, NULL, matmul_ships, work, "multiply-add", "flop", cpu_flop_rate, shape, 8},
         {NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0}};
     static const LabProgram PROGRAM = {
         "Matrix products, on the CPU: all that a stage's linear layers do, forward and backward.", SIZES, NULL, LADDERS, CHECKS,
