@@ -152,15 +152,17 @@ static void slices_sum(float *partial, size_t n) {
 // libm's expf and erff are calls the compiler cannot vectorise without fast-math, and fast-math would hide NaN. These are
 // branch-free polynomials instead: inside `#pragma omp simd` loops they run 16 lanes at a time. NaN stays NaN.
 
+#define LOG2_E ((float)1.44269504088896340736)
 #ifndef VIVIM_DOUBLE  // dev/double.h has them in double
-// 2^x for x <= 127, relative error 1.7e-7. With k the nearest integer, 2^x = 2^k 2^f, |f| <= 1/2. Adding 1.5*2^23 rounds x
-// to an integer and leaves k in the low bits of the sum; 2^f is a minimax polynomial; k is added to its exponent bits.
+// 2^x for -100 <= x <= 127, relative error 1.7e-7; below, 2^-100, so that what it multiplies becomes no (slow) denormal.
+// With k the nearest integer, 2^x = 2^k 2^f, |f| <= 1/2. Adding 1.5*2^23 rounds x to an integer and leaves k in the low
+// bits of the sum; 2^f is a minimax polynomial; k is added to its exponent bits.
 HOST_DEVICE static inline float exp2_simd(float x) {
 #ifdef __CUDA_ARCH__
     return exp2f(x);  // the bits of NaN are others there
 #else
     union { float f; uint32_t bits; } shifted, power;
-    x = x < -126.0f ? -126.0f : x;  // written so that NaN passes
+    x = x < -100.0f ? -100.0f : x;  // written so that NaN passes
     shifted.f = x + 12582912.0f;
     float f = x - (shifted.f - 12582912.0f);
     float p = ((1.3264727e-3f * f + 9.6715127e-3f) * f + 5.5507337e-2f) * f + 2.4022242e-1f;
@@ -488,21 +490,29 @@ enum { QUERY_BLOCK = 256 };  // queries at a time, their scores in L2
 // backward's slices of a frame's P queries: of at least one block, for keys are packed once for each
 static int query_slices(int P) { return max_int(1, min_int(8, P / QUERY_BLOCK)); }
 
-// prob (n, Pk) = softmax over keys of scale * q k^T, for n queries; q, k rows of C floats (one head's columns)
+// prob (n, Pk) = softmax over keys of scale * q k^T, for n queries; q, k rows of C floats (one head's columns). A row is only a
+// few vectors long and its maximum and sum wait for all of them: with a loop for each, the processor has many rows under way.
 static void attention_scores(float *prob, const float *q, const float *k, int n, int Pk, int C, int hd) {
-    float scale = 1.0f / sqrtf((float)hd);
+    float scale = LOG2_E / sqrtf((float)hd), largest[QUERY_BLOCK], sum[QUERY_BLOCK];  // e^x = 2^(x LOG2_E)
     matmul_serial(prob, Pk, q, C, 0, k, C, 1, NULL, n, Pk, hd, 0);
     for (int i = 0; i < n; i++) {
-        float *RESTRICT s = prob + (size_t)i * Pk, largest = s[0], sum = 0.0f;
-        #pragma omp simd reduction(max : largest)
-        for (int j = 0; j < Pk; j++) largest = s[j] > largest ? s[j] : largest;
-        #pragma omp simd reduction(+ : sum)
+        const float *s = prob + (size_t)i * Pk; float m = s[0];
+        #pragma omp simd reduction(max : m)
+        for (int j = 0; j < Pk; j++) m = s[j] > m ? s[j] : m;
+        largest[i] = m;
+    }
+    for (int i = 0; i < n; i++) {
+        float *RESTRICT s = prob + (size_t)i * Pk, m = largest[i], total = 0.0f;
+        #pragma omp simd reduction(+ : total)
         for (int j = 0; j < Pk; j++) {
-            s[j] = exp_simd((s[j] - largest) * scale); sum += s[j];
+            s[j] = exp2_simd((s[j] - m) * scale); total += s[j];
         }
-        sum = 1.0f / sum;
+        sum[i] = total;
+    }
+    for (int i = 0; i < n; i++) {
+        float *RESTRICT s = prob + (size_t)i * Pk, scale_i = 1.0f / sum[i];
         #pragma omp simd
-        for (int j = 0; j < Pk; j++) s[j] *= sum;
+        for (int j = 0; j < Pk; j++) s[j] *= scale_i;
     }
 }
 
@@ -689,7 +699,6 @@ static void conv1d_silu_backward(float *dx, int lddx, float *dweight, float *dbi
 // thread the same blocks in every chunk: nobody waits for anybody (nowait), and a thread still walks over long rows.
 
 enum { SCAN_LANES = 16, SCAN_CHUNK = 32, SCAN_SPANS = 4 };  // channels of a block; tokens of a chunk; see backward
-#define LOG2_E ((float)1.44269504088896340736)
 #define LN_2 ((float)0.69314718055994530942)
 
 typedef struct {  // what all blocks share; named as in the signatures below
