@@ -1719,11 +1719,11 @@ static void matmul_case(Test *t, int M, int N, int K, int transA, int transB, in
     char what[160];
     int lda = (transA ? M : K) + 3, ldb = (transB ? K : N) + 1, ldc = N + 2;
     size_t sizeA = (size_t)(transA ? K : M) * (size_t)lda, sizeB = (size_t)(transB ? N : K) * (size_t)ldb, sizeC = (size_t)M * (size_t)ldc;
-    float *A = tensor(t, sizeA), *B = tensor(t, sizeB), *bias = tensor(t, (size_t)N), *out[3], *expected = tensor(t, sizeC);
+    float *A = tensor(t, sizeA), *B = tensor(t, sizeB), *bias = tensor(t, (size_t)N), *out[4], *expected = tensor(t, sizeC);
     for (size_t i = 0; i < sizeA; i++) A[i] = (float)hash_u(fnv1a32("A"), i);
     for (size_t i = 0; i < sizeB; i++) B[i] = (float)hash_u(fnv1a32("B"), i);
     for (int i = 0; i < N; i++) bias[i] = (float)hash_u(fnv1a32("bias"), (uint64_t)i);
-    for (int i = 0; i < 3; i++) {              // one thread, five threads, serial; columns N.. belong to someone else and stay 7
+    for (int i = 0; i < 4; i++) {              // one, four and five threads, serial; columns N.. belong to someone else and stay 7
         out[i] = tensor(t, sizeC);
         if (accumulate) fill(out[i], sizeC, 0.25);
         for (int m = 0; m < M; m++) fill(out[i] + (size_t)m * (size_t)ldc + N, (size_t)(ldc - N), 7);
@@ -1735,17 +1735,19 @@ static void matmul_case(Test *t, int M, int N, int K, int transA, int transB, in
         }
         expected[m * ldc + n] = (float)sum;
     }
-    set_threads(1);
-    matmul(out[0], ldc, A, lda, transA, B, ldb, transB, with_bias ? bias : NULL, M, N, K, accumulate);
-    set_threads(5);
-    matmul(out[1], ldc, A, lda, transA, B, ldb, transB, with_bias ? bias : NULL, M, N, K, accumulate);
+    static const int threads[3] = { 1, 4, 5 };
+    for (int i = 0; i < 3; i++) {
+        set_threads(threads[i]);
+        matmul(out[i], ldc, A, lda, transA, B, ldb, transB, with_bias ? bias : NULL, M, N, K, accumulate);
+    }
     settle();
-    matmul_serial(out[2], ldc, A, lda, transA, B, ldb, transB, with_bias ? bias : NULL, M, N, K, accumulate);
+    matmul_serial(out[3], ldc, A, lda, transA, B, ldb, transB, with_bias ? bias : NULL, M, N, K, accumulate);
     snprintf(what, sizeof what, "M %d N %d K %d%s%s%s%s", M, N, K, transA ? " At" : "", transB ? " Bt" : "", with_bias ? " bias" : "",
              accumulate ? " +=" : "");
     expect_close(t, what, out[0], expected, sizeC, ORACLE_LIMIT(3e-6));
     expect_bits(t, what, out[1], out[0], sizeC);
-    expect_close(t, what, out[2], expected, sizeC, ORACLE_LIMIT(3e-6));
+    expect_bits(t, what, out[2], out[0], sizeC);
+    expect_close(t, what, out[3], expected, sizeC, ORACLE_LIMIT(3e-6));
     check_guards(t, what);
     free_tensors(t);
 }
@@ -1754,7 +1756,8 @@ static void test_matmul(Test *t, const void *row) {
     static const int sizes[][3] = { { 1, 1, 1 }, { 1, 2, 3 }, { 2, 1, 7 }, { 3, 5, 1 }, { 5, 3, 2 }, { 13, 17, 19 }, { 16, 16, 16 }, { 6, 64, 64 },
                                     { 33, 31, 65 }, { 97, 101, 103 }, { 1, 257, 64 }, { 257, 1, 64 }, { 64, 64, 521 }, { 150, 130, 300 },
                                     { 17, 13, 2311 }, { 211, 523, 9 },    // a sum in slices; more than one block of rows, of columns
-                                    { 131, 1061, 67 }, { 37, 277, 1031 } };               // columns of its own for each thread; for one thread, but not for five
+                                    { 131, 1061, 67 }, { 37, 277, 1031 },                   // columns of its own for each thread; for one thread, not for five
+                                    { 11, 1297, 97 } };                                     // cut where one thread has whole tiles
     (void)row;
     for (int i = 0; i < (int)(sizeof sizes / sizeof sizes[0]); i++) {
         for (int kind = 0; kind < 16; kind++) {

@@ -125,20 +125,23 @@ ALWAYS_INLINE void tile(const int width, float *RESTRICT c, size_t ldc, const fl
         for (int j = 0; j < width; j++) c[i * ldc + j] = t[i][j];
 }
 
-// The tile of C at (i0, j0). At the edges, where only m rows and w columns of it exist, a whole one is computed in a buffer
-// and the part that exists added; rows of A that do not exist repeat the last one.
+// The tile of C at (i0, j0). At the edges, where only m rows and w columns of it exist, a whole one is computed in a buffer;
+// rows of A that do not exist repeat the last one. Each number begins as it would elsewhere: where the edges are, no bit shows.
 ALWAYS_INLINE void tile_at(const Product *p, int i0, int j0, const int width, const size_t a_col) {
-    int m = min_int(MR, p->M - i0), w = min_int(NR, p->N - j0), K = p->K, ragged = m < MR || w < width;
+    int m = min_int(MR, p->M - i0), w = min_int(NR, p->N - j0), K = p->K;
     const float *a = p->A + i0 * p->A_row, *b = p->B_panels + (size_t)j0 * K, *bias = p->bias ? p->bias + j0 : NULL;
     const float *next_a = a + (MR + j0 / NR % MR) * p->A_row;
     size_t ldc = p->ldc, row[MR];
-    float buffer[MR * NR], *c = p->C + i0 * ldc + j0;
+    float *c = p->C + i0 * ldc + j0, buffer[MR * NR];
+    int ragged = m < MR || w < width;
     for (int i = 0; i < MR; i++) row[i] = (size_t)min_int(i, m - 1) * (p->packed ? 1 : p->A_row);
+    for (int i = 0; ragged && i < MR; i++)
+        for (int j = 0; j < width; j++)
+            buffer[i * NR + j] = i >= m || j >= w ? 0.0f : (p->accumulate ? c[i * ldc + j] : 0.0f) + (bias ? bias[j] : 0.0f);
     tile(width, ragged ? buffer : c, ragged ? (size_t)NR : ldc, a, row, a_col, b, ragged ? NULL : bias, K,
-         p->accumulate && !ragged, next_a, c + MR * ldc, ldc);
+         p->accumulate || ragged, next_a, c + MR * ldc, ldc);
     for (int i = 0; ragged && i < m; i++)
-        for (int j = 0; j < w; j++)
-            c[i * ldc + j] = (p->accumulate ? c[i * ldc + j] : 0.0f) + (bias ? bias[j] : 0.0f) + buffer[i * NR + j];
+        for (int j = 0; j < w; j++) c[i * ldc + j] = buffer[i * NR + j];
 }
 
 // the same with its constants
@@ -185,18 +188,15 @@ static size_t packed_B(const Product *p) { return (size_t)round_up(p->N, LANES) 
 static size_t packed_A(const Product *p) { return p->A_col > 1 ? (size_t)round_up(MC, MR) * min_int(p->K, KC) : 0; }
 #endif
 
-// on the calling thread, in a workspace of so many floats: a block of B, which stays in L2 for all rows, and one of A^T
-static void serial_blocks(const Product *p, int *depth, int *columns) {
-    *depth = cut_evenly(p->K, KC, K_STEP), *columns = cut_evenly(p->N, NC, NR);
-}
+// on the calling thread, in a workspace of so many floats: a block of B, which stays in L2 for all rows, and one of A^T. What
+// is enough for p is so for a part of it, though that may be cut into larger blocks
 static size_t serial_workspace(const Product *p) {
     Product block = *p;
-    serial_blocks(p, &block.K, &block.N);
+    block.K = min_int(p->K, KC), block.N = min_int(p->N, NC);
     return packed_B(&block) + packed_A(&block);
 }
 static void product_serial(Product p, float *workspace) {
-    int depth, columns;
-    serial_blocks(&p, &depth, &columns);
+    int depth = cut_evenly(p.K, KC, K_STEP), columns = cut_evenly(p.N, NC, NR);
     for (int k0 = 0; k0 < p.K; k0 += depth)
         for (int j0 = 0; j0 < p.N; j0 += columns) {
             Product pass = product_steps(&p, k0, depth), q = product_columns(&pass, j0, columns);
