@@ -490,8 +490,8 @@ enum { QUERY_BLOCK = 256 };  // queries at a time, their scores in L2
 // backward's slices of a frame's P queries: of at least one block, for keys are packed once for each
 static int query_slices(int P) { return max_int(1, min_int(8, P / QUERY_BLOCK)); }
 
-// prob (n, Pk) = softmax over keys of scale * q k^T, for n queries; q, k rows of C floats (one head's columns). A row is only a
-// few vectors long and its maximum and sum wait for all of them: with a loop for each, the processor has many rows under way.
+// prob (n, Pk) = softmax over keys of scale * q k^T, for n <= QUERY_BLOCK queries; q, k rows of C floats (one head's columns). A
+// row is a few vectors long and its maximum and sum wait for all of them: with a loop for each, many rows are under way.
 static void attention_scores(float *prob, const float *q, const float *k, int n, int Pk, int C, int hd) {
     float scale = LOG2_E / sqrtf((float)hd), largest[QUERY_BLOCK], sum[QUERY_BLOCK];  // e^x = 2^(x LOG2_E)
     matmul_serial(prob, Pk, q, C, 0, k, C, 1, NULL, n, Pk, hd, 0);
