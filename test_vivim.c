@@ -1248,11 +1248,11 @@ static void part_forward(Op *op, int training, const float *x, float *y) {
         settle();
         for (size_t i = 0; i < op->y.numel && !m->planning; i++) y[i] = out[i];
     } else if (part == PART_ATTENTION) {
-        self_attention_forward(m, st, s, y, x);
+        self_attention_forward(m, st, s, y, x, 0);
     } else if (part == PART_MAMBA) {
-        st_mamba_forward(m, st, s, y, x);
+        st_mamba_forward(m, st, s, y, x, 0);
     } else {
-        ffn_forward(m, st, s, y, x);
+        ffn_forward(m, st, s, y, x, 0);
     }
 }
 
@@ -3076,13 +3076,15 @@ static void test_clips(Test *t, const void *row) {
     expect(t, moved > 25, "another epoch has another order");
 }
 
-// Differences cannot see a drop path that does nothing. A dropped frame leaves its sublayer unchanged, a kept one does not; each
-// frame is drawn for itself; dropout zeroes its part and scales up the rest.
+// Differences cannot see a drop path that does nothing. A dropped frame leaves its sublayer unchanged; a kept one adds what it
+// would without drop path, times 1/(1-p); each frame is drawn for itself; dropout zeroes its part.
 static void test_drop(Test *t, const void *row) {
     enum { B = 3, T = 7, H = 32, W = 32 };
     Config config = CONFIGS[0];
     Model m;
-    int dropped = 0, kept = 0, mixed = 0, zeros = 0;
+    int dropped = 0, kept = 0, mixed = 0, zeros = 0, keeps[B * T], keeps_first[B * T];
+    const Sublayer *first = NULL;  // that can drop: its input is the same without drop path
+    double *branch = NULL, p_first = 0, difference = 0, sum = 0;
     float *input = (float *)malloc(sizeof(float) * B * T * H * W * 3);
     if (!input) exit(1);
     (void)row;
@@ -3090,30 +3092,76 @@ static void test_drop(Test *t, const void *row) {
     model_init(&m, &config, 1);
     m.drop_path = 0.5f;
     model_plan(&m, B, T, H, W, 1, 0, 0);
-    model_forward(&m, input);
-    settle();
-    for (int i = 0; i < 4; i++) {
-        const Stage *st = &m.stages[i];
-        size_t n = (size_t)st->P * (size_t)st->C;
-        for (int k = 0; k < st->num_sublayers; k++) {
-            const Sublayer *s = m.sublayers + st->first_sublayer + k;
-            const floatX *out = k + 1 < st->num_sublayers ? s[1].x : st->out;
-            double p = s->kind == ATTENTION || s->kind == MIX_FFN ? 0.5 * s->drop_index / (m.num_blocks - 1) : 0;
-            expect(t, (s->drop != NULL) == (p > 0), "a sublayer can be dropped from the second SegFormer block on");
-            for (int f = 1; f < B * T && s->drop; f++) mixed += s->drop[f] != s->drop[0];
-            for (int f = 0; f < B * T && s->drop; f++) {
-                int same = memcmp(out + (size_t)f * n, s->x + (size_t)f * n, n * sizeof(floatX)) == 0;
-                expect(t, same == (s->drop[f] == 0), "dropped frames alone pass unchanged");
-                if (s->drop[f] != 0) expect_error(t, "a kept branch is scaled by 1/(1-p)", fabs((double)s->drop[f] * (1 - p) - 1), 1e-6);
-                dropped += s->drop[f] == 0, kept += s->drop[f] != 0;
+    for (int pass = 0; pass < 2; pass++) {
+        if (pass == 1) m.drop_path = 0;
+        model_forward(&m, input);
+        settle();
+        for (int i = 0; i < 4; i++) {
+            const Stage *st = &m.stages[i];
+            size_t n = (size_t)st->P * (size_t)st->C;
+            for (int k = 0; k < st->num_sublayers; k++) {
+                const Sublayer *s = m.sublayers + st->first_sublayer + k;
+                const floatX *out = k + 1 < st->num_sublayers ? s[1].x : st->out;
+                double p = is_segformer(s) && pass == 0 ? 0.5 * s->drop_index / (m.num_blocks - 1) : 0;
+                Run r = { 0, 0, 0 };
+                int at = 0;
+                memset(keeps, 0, sizeof keeps);
+                for (r = next_run(&m, s, r); r.n > 0; r = next_run(&m, s, r)) {
+                    expect(t, r.at == at && r.first >= at && r.first + r.n <= B * T, "kept frames follow each other");
+                    for (int f = r.first; f < r.first + r.n; f++, at++) keeps[f] = 1;
+                }
+                for (int f = 0; f < B * T; f++) {
+                    int same = memcmp(out + (size_t)f * n, s->x + (size_t)f * n, n * sizeof(floatX)) == 0;
+                    expect(t, same == !keeps[f], "dropped frames alone pass unchanged");
+                    expect(t, keeps[f] || p > 0, "a sublayer can be dropped from the second SegFormer block on");
+                    mixed += p > 0 && keeps[f] != keeps[0];
+                    dropped += !keeps[f], kept += p > 0 && keeps[f];
+                }
+                if (p > 0 && first == NULL) {
+                    first = s, p_first = p;
+                    memcpy(keeps_first, keeps, sizeof keeps);
+                    branch = (double *)malloc(sizeof(double) * B * T * n);
+                    if (!branch) exit(1);
+                    for (size_t j = 0; j < B * T * n; j++) branch[j] = (double)out[j] - (double)s->x[j];
+                }
+                for (size_t j = 0; pass == 1 && s == first && j < B * T * n; j++) {
+                    double whole = (double)out[j] - (double)s->x[j], d = branch[j] * (1 - p_first) - whole;
+                    if (keeps_first[j / n]) difference += d * d, sum += whole * whole;
+                }
             }
         }
     }
+    expect_error(t, "a kept branch is scaled by 1/(1-p)", difference / sum, sizeof(floatX) == 2 ? 1e-2 : 1e-9);
     expect(t, mixed > 0, "each frame is drawn for itself");
     expect(t, dropped > 20 && kept > 80, "some frames are dropped, most are not");      // 168 in all, 52 on average
     for (uint64_t i = 0; i < 100000; i++) zeros += dropout_factor(rng_key(1, RNG_DROPOUT, 0), i, 0.1f) == 0;
     expect_error(t, "a tenth is dropped out", fabs(zeros / 1e5 - 0.1), 0.004);              // 4 standard deviations
+
+    // a batch of one frame: what drops it has nothing left to compute, and no gradient
+    float *dlogits = (float *)malloc(sizeof(float) * H * W);
+    int empty = 0;
+    if (!dlogits) exit(1);
+    for (int i = 0; i < H * W; i++) dlogits[i] = (float)hash_u(fnv1a32("dlogits"), (uint64_t)i);
+    m.drop_path = 0.9f;
+    m.step = 3;
+    model_plan(&m, 1, 1, H, W, 1, 0, 0);
+    model_forward(&m, input);
+    model_zero_grad(&m);
+    model_backward(&m, NULL, dlogits, dlogits, input);
+    settle();
+    for (int i = 0; i < m.num_sublayers; i++) {
+        const Sublayer *s = &m.sublayers[i];
+        Run r = { 0, 0, 0 };
+        if (next_run(&m, s, r).n > 0) continue;
+        empty++;
+        for (int c = 0; c < 2; c++)
+            expect(t, m.grads[s->norm.weight + (size_t)c] == 0, "what is dropped has no gradient");
+    }
+    expect(t, empty > 0, "some sublayers dropped their only frame");
+    expect(t, all_finite(m.grads, m.num_params), "their gradients and all others are numbers");
     model_free(&m);
+    free(dlogits);
+    free(branch);
     free(input);
 }
 
@@ -3132,6 +3180,7 @@ static void test_plan(Test *t, const void *row) {
         strcpy(config.scans, scans[i / 9]);
         if (!config.scans[0]) memset(config.mamba_depths, 0, sizeof config.mamba_depths);
         model_init(&m, &config, 1);
+        m.drop_path = 1e-9f;                                           // and drops nothing: what is dropped takes no memory
         model_plan(&m, B, T, H, W, i / 3 % 3 > 0, i / 3 % 3 == 2, 0);
         model_forward(&m, input);
         if (m.training) model_backward(&m, NULL, dlogits, config.edge_layers ? dlogits : NULL, input);

@@ -377,18 +377,10 @@ static void relu_backward(float *dx, const float *y, size_t n) {
     for (size_t i = 0; i < n; i++) dx[i] = y[i] > 0.0f ? dx[i] : 0.0f * dx[i];
 }
 
-// out = x + scale * branch: a residual connection. scale (frames) is drop path's factor for each frame's branch (0 if
-// dropped, 1/(1-p) if kept); NULL: 1 everywhere. Each frame has n floats. Backward: the gradient along x is dout itself, the
-// branch's is scale * dout, the same with x = NULL.
-static void residual(float *out, const float *x, const float *branch, const float *scale, int frames, size_t n) {
-    #pragma omp parallel for collapse(2) schedule(static)
-    for (int f = 0; f < frames; f++)
-        for (int piece = 0; piece < 8; piece++) {  // so that few frames still feed many threads
-            size_t start = (size_t)f * n + n * (size_t)piece / 8, end = (size_t)f * n + n * (size_t)(piece + 1) / 8;
-            float s = scale ? scale[f] : 1.0f;
-            #pragma omp simd
-            for (size_t i = start; i < end; i++) out[i] = (x ? x[i] : 0.0f) + s * branch[i];
-        }
+// out = x + scale * branch, n elements: a residual connection; x = NULL: scale * branch, which is its backward.
+static void residual(float *out, const float *x, const float *branch, float scale, size_t n) {
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) out[i] = (x ? x[i] : 0.0f) + scale * branch[i];
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -1076,11 +1068,6 @@ HOST_DEVICE static inline float dropout_factor(uint64_t key, uint64_t i, float p
     return rng_uniform(key, i) < p ? 0.0f : 1.0f / (1.0f - p);
 }
 
-// The factors number first, first + 1 .. first + n - 1: drop path's, one for a frame
-static void dropout_factors(float *factors, int n, uint64_t key, uint64_t first, float p) {
-    for (int i = 0; i < n; i++) factors[i] = dropout_factor(key, first + (uint64_t)i, p);
-}
-
 // Batch norm's four vectors (E) for this pass, map*scale + shift = gamma (map - mean) rstd + beta. In training mean and
 // rstd hold the batch's mean and biased variance on entry and move the running ones, the variance by its unbiased value.
 // nn.BatchNorm2d's defaults: eps = 1e-5, momentum = 0.1.
@@ -1435,7 +1422,7 @@ typedef struct {
     size_t in_proj, out_proj;                    // ST_MAMBA
     Direction scan[3];
     // kept by forward for backward (in evaluation they live in scratch memory, for the length of the sublayer only)
-    floatX *x; float *mean, *rstd, *drop;        // input (rows, C), its layer norm's statistics, drop path's factors
+    floatX *x; float *mean, *rstd;               // input (rows, C), its layer norm's statistics
     floatX *q, *att, *sr_out, *kv, *k, *v; float *sr_mean, *sr_rstd;  // (rows, C); on the reduced grid (rows_k, C), (rows_k)
     floatX *h1, *h2;                             // (rows, 4C) before and after the depthwise convolution; h2 for backward only
     floatX *xz, *y, *x_dbl[3]; float *states[3]; // (rows, 2D), sum of the scans (rows, D), (rows, R + 2N), checkpoints
@@ -1676,8 +1663,9 @@ static void model_trainable(Model *m) {
 #define DECODED_AT_ONCE 1  // frames: of one, the decoder's map may stay in a CPU's cache
 #endif
 
-// Every sublayer's F below has the same shape: forward(m, st, s, out, inp), backward(m, st, s, dinp, dout, inp), all (rows,
-// C) with rows = B*T*P, inp the layer norm's output. It takes all its memory first; the planning pass ends there.
+// Every sublayer's F below has the same shape: forward(m, st, s, out, inp, accumulate), backward(m, st, s, dinp, dout, inp),
+// all (rows, C) with rows = B*T*P, inp the layer norm's output; accumulate: out += F(inp), else out = F(inp). It takes all its
+// memory first; the planning pass ends there.
 // And it resets scratch.used at once, though it goes on using the memory: nobody else takes any before it returns.
 
 // Memory for n numbers, of three lives; each for activations and (.._floats) for what is float whatever they are.
@@ -1692,11 +1680,12 @@ static float *keep_floats(Model *m, size_t n) { return (float *)arena_take(keepe
 static floatX *scratch(Model *m, size_t n) { return (floatX *)arena_take(&m->scratch, n, sizeof(floatX)); }
 static float *scratch_floats(Model *m, size_t n) { return (float *)arena_take(&m->scratch, n, sizeof(float)); }
 
-// F.linear and F.layer_norm with a layer's parameters and gradients: out (rows, N), inp (rows, K); inp (rows, C)
-static void linear_forward(const Model *m, floatX *out, const floatX *inp, Layer layer, int rows, int N, int K) {
-    matmul_forward(out, inp, m->weights + layer.weight, m->weights + layer.bias, rows, N, K);
+// F.linear and F.layer_norm with a layer's parameters and gradients: out (rows, N), inp (rows, K); inp (rows, C).
+// accumulate: out +=, dinp += (inp feeds several layers), else =
+static void linear_forward(const Model *m, floatX *out, const floatX *inp, Layer layer, int rows, int N, int K,
+                           int accumulate) {
+    matmul(out, N, inp, K, 0, m->weights + layer.weight, K, 1, m->weights + layer.bias, rows, N, K, accumulate);
 }
-// accumulate: dinp += (inp feeds several layers), else dinp =
 static void linear_backward(const Model *m, floatX *dinp, const floatX *dout, const floatX *inp, Layer layer, int rows, int N,
                             int K, int accumulate) {
     matmul(dinp, K, dout, N, 0, m->weights + layer.weight, K, 0, NULL, rows, K, N, accumulate);
@@ -1714,7 +1703,7 @@ static void norm_backward(const Model *m, floatX *dinp, const floatX *dout, cons
 
 // ---- SegFormer's self-attention. With reduction s > 1 keys and values come from a grid s times smaller in each axis:
 //   kv = LN(conv_s(x)) or x;  out = W_o Attention(W_q x + b_q, W_k kv + b_k, W_v kv + b_v) + b_o
-static void self_attention_forward(Model *m, const Stage *st, Sublayer *a, floatX *out, const floatX *inp) {
+static void self_attention_forward(Model *m, const Stage *st, Sublayer *a, floatX *out, const floatX *inp, int accumulate) {
     int C = st->C, N = m->B * m->T, rows = N * st->P, s = st->reduction, Pk = (st->H / s) * (st->W / s), rows_k = N * Pk;
     size_t mark = m->scratch.used, n = (size_t)rows * C, n_k = (size_t)rows_k * C;
     const floatX *w = m->weights, *kv = inp;
@@ -1725,15 +1714,15 @@ static void self_attention_forward(Model *m, const Stage *st, Sublayer *a, float
     }
     m->scratch.used = mark;
     if (m->planning) return;
-    linear_forward(m, a->q, inp, a->query, rows, C, C);
+    linear_forward(m, a->q, inp, a->query, rows, C, C, 0);
     if (s > 1) {
         conv_forward(a->sr_out, inp, w + a->sr.weight, w + a->sr.bias, N, st->H, st->W, C, C, s, s, 0);
         norm_forward(m, a->kv, a->sr_mean, a->sr_rstd, a->sr_out, a->sr_norm, rows_k, C);
     }
-    linear_forward(m, a->k, kv, a->key, rows_k, C, C);
-    linear_forward(m, a->v, kv, a->value, rows_k, C, C);
+    linear_forward(m, a->k, kv, a->key, rows_k, C, C, 0);
+    linear_forward(m, a->v, kv, a->value, rows_k, C, C, 0);
     attention_forward(a->att, a->q, a->k, a->v, N, st->P, Pk, C, st->heads);
-    linear_forward(m, out, a->att, a->proj, rows, C, C);
+    linear_forward(m, out, a->att, a->proj, rows, C, C, accumulate);
 }
 
 // From the end to the beginning: datt, dq, dk, dv. dinp sums what comes through keys and values (s > 1: through LN and conv_s;
@@ -1760,16 +1749,16 @@ static void self_attention_backward(Model *m, const Stage *st, Sublayer *a, floa
 
 // ---- The feed-forward networks: SegFormer's MixFFN (depthwise 3x3 in each frame) and Vivim's DSF (3x3x3 in the clip):
 //   h1 = W_1 x + b_1 (4C);  h2 = dwconv(h1);  out = W_2 gelu(h2) + b_2
-static void ffn_forward(Model *m, const Stage *st, Sublayer *f, floatX *out, const floatX *inp) {
+static void ffn_forward(Model *m, const Stage *st, Sublayer *f, floatX *out, const floatX *inp, int accumulate) {
     int C = st->C, rows = m->B * m->T * st->P, kt = f->kind == DSF ? 3 : 1; const float *w = m->params;
     size_t mark = m->scratch.used, n = (size_t)rows * 4 * C;
     f->h1 = keep(m, n), f->h2 = m->training ? keep(m, n) : NULL;
     floatX *act = scratch(m, n);  // backward makes it again from h2
     m->scratch.used = mark;
     if (m->planning) return;
-    linear_forward(m, f->h1, inp, f->fc1, rows, 4 * C, C);
+    linear_forward(m, f->h1, inp, f->fc1, rows, 4 * C, C, 0);
     dwconv_forward(f->h2, act, f->h1, w + f->dwconv.weight, w + f->dwconv.bias, m->B, m->T, st->H, st->W, 4 * C, kt);
-    linear_forward(m, out, act, f->fc2, rows, C, 4 * C);
+    linear_forward(m, out, act, f->fc2, rows, C, 4 * C, accumulate);
 }
 
 static void ffn_backward(Model *m, const Stage *st, Sublayer *f, floatX *dinp, const floatX *dout, const floatX *inp) {
@@ -1803,7 +1792,7 @@ static void scan_inputs(Model *m, const Stage *st, Sublayer *s, int g, floatX *a
     softplus_forward(dt, (size_t)rows * D);
 }
 
-static void st_mamba_forward(Model *m, const Stage *st, Sublayer *s, floatX *out, const floatX *inp) {
+static void st_mamba_forward(Model *m, const Stage *st, Sublayer *s, floatX *out, const floatX *inp, int accumulate) {
     const Config *c = &m->config;
     int C = st->C, D = c->expand * C, N = c->d_state, R = dt_rank(C), rows = m->B * m->T * st->P, ld = R + 2 * N, first = 1;
     const float *w = m->params; const floatX *wx = m->weights; size_t mark = m->scratch.used, n = (size_t)rows * D;
@@ -1825,7 +1814,7 @@ static void st_mamba_forward(Model *m, const Stage *st, Sublayer *s, floatX *out
         first = 0;
     }
     gate_forward(a, s->y, s->xz, 1.0f / (float)strlen(c->scans), rows, D);
-    matmul_forward(out, a, wx + s->out_proj, NULL, rows, C, D);
+    matmul(out, C, a, D, 0, wx + s->out_proj, D, 1, NULL, rows, C, D, accumulate);
 }
 
 // From the end to the beginning; a and dt are made again. da, ddt (rows, D), dx_dbl (rows, R + 2N) = [ddelta | dBt | dCt] are
@@ -1863,50 +1852,79 @@ static void st_mamba_backward(Model *m, const Stage *st, Sublayer *s, floatX *di
     matmul_backward(dinp, dw + s->in_proj, NULL, dxz, inp, wx + s->in_proj, rows, 2 * D, C);
 }
 
-// Drop path's probability in this sublayer: 0.1 j/(J-1) for SegFormer block j of J, in training only
+// ---- Drop path (stochastic depth): in training, SegFormer block j of J drops its branch F for a whole frame with probability
+// 0.1 j/(J-1) and scales the kept ones up. What is dropped is not computed: F gets the frames that keep it, side by side.
+static int is_segformer(const Sublayer *s) { return s->kind == ATTENTION || s->kind == MIX_FFN; }
 static float drop_probability(const Model *m, const Sublayer *s) {
-    int segformer = s->kind == ATTENTION || s->kind == MIX_FFN;
-    return m->training && segformer ? m->drop_path * (float)s->drop_index / (float)max_int(1, m->num_blocks - 1) : 0.0f;
+    float highest = m->training && is_segformer(s) ? m->drop_path : 0.0f;
+    return highest * (float)s->drop_index / (float)max_int(1, m->num_blocks - 1);
 }
 
-// ---- One sublayer: out = x + drop * F(LN(x)). In training x is kept and out is new; in evaluation out replaces x. Returns
-// out. Drop path (stochastic depth): SegFormer block j of J drops its branch for a whole frame with probability 0.1 j/(J-1)
-// and scales the kept ones up.
+// frames first .. first+n of a batch all keep F, as its frames at .. at+n
+typedef struct { int first, n, at; } Run;
+
+// the run behind r, {0, 0, 0} for the first; behind the last: n = 0 and first = number of frames
+static Run next_run(const Model *m, const Sublayer *s, Run r) {
+    int frames = m->B * m->T; float p = m->planning ? 0.0f : drop_probability(m, s);
+    uint64_t key = rng_key(m->seed, RNG_DROP_PATH, (uint64_t)m->step), number = (uint64_t)(s - m->sublayers) << 16;
+    number += (uint64_t)parallel.rank * (uint64_t)frames;  // 65536 for each sublayer
+    r.first += r.n, r.at += r.n, r.n = 0;
+    while (r.first < frames && dropout_factor(key, number + (uint64_t)r.first, p) == 0.0f) r.first++;
+    while (r.first + r.n < frames && dropout_factor(key, number + (uint64_t)(r.first + r.n), p) > 0.0f) r.n++;
+    return r;
+}
+
+// ln (kept rows, C) = LN(x) of the frames that keep F; returns how many they are
+static int sublayer_norm(Model *m, const Stage *st, Sublayer *s, floatX *ln) {
+    int P = st->P, C = st->C; Run r = {0, 0, 0};
+    for (r = next_run(m, s, r); r.n > 0; r = next_run(m, s, r)) {
+        size_t row = (size_t)r.first * P, at = (size_t)r.at * P;
+        if (!m->planning) norm_forward(m, ln + at * C, s->mean + at, s->rstd + at, s->x + row * C, s->norm, r.n * P, C);
+    }
+    return r.at;
+}
+
+// ---- One sublayer: out = x + F(LN(x)). In training x is kept and out is new; in evaluation out replaces x. Returns out.
 static floatX *sublayer_forward(Model *m, const Stage *st, Sublayer *s, floatX *x) {
-    int C = st->C, frames = m->B * m->T, rows = frames * st->P;
-    size_t mark = m->scratch.used, n = (size_t)rows * C;
-    float p = drop_probability(m, s);
+    int B = m->B, T = m->T, C = st->C, rows = B * T * st->P; float scale = 1.0f / (1.0f - drop_probability(m, s));
+    size_t mark = m->scratch.used, n = (size_t)rows * C, frame = (size_t)st->P * C;
     s->x = x;
     s->mean = keep_floats(m, (size_t)rows), s->rstd = keep_floats(m, (size_t)rows);
-    s->drop = p > 0.0f ? keep_floats(m, (size_t)frames) : NULL;
-    floatX *out = m->training ? keep(m, n) : x, *ln = scratch(m, n), *branch = scratch(m, n);
-    if (!m->planning) {
-        uint64_t key = rng_key(m->seed, RNG_DROP_PATH, (uint64_t)m->step);
-        uint64_t first = ((uint64_t)(s - m->sublayers) << 16) + (uint64_t)parallel.rank * (uint64_t)frames;  // 65536 each
-        if (s->drop) dropout_factors(s->drop, frames, key, first, p);
-        norm_forward(m, ln, s->mean, s->rstd, x, s->norm, rows, C);
+    floatX *out = m->training ? keep(m, n) : x, *ln = scratch(m, n), *branch = m->training ? scratch(m, n) : x;
+    int frames = sublayer_norm(m, st, s, ln), accumulate = !m->training; Run r = {0, 0, 0};
+    if (is_segformer(s)) m->B = frames, m->T = 1;  // it does not look from one frame to another
+    if (frames > 0 && s->kind == ATTENTION) self_attention_forward(m, st, s, branch, ln, accumulate);
+    else if (frames > 0 && s->kind == ST_MAMBA) st_mamba_forward(m, st, s, branch, ln, accumulate);
+    else if (frames > 0) ffn_forward(m, st, s, branch, ln, accumulate);
+    m->B = B, m->T = T;
+    for (int done = 0; m->training && !m->planning && done < B * T; done = r.first + r.n) {
+        r = next_run(m, s, r);
+        size_t dropped = (size_t)(r.first - done) * frame, kept = (size_t)r.n * frame, at = r.first * frame;
+        if (dropped) residual(out + done * frame, NULL, x + done * frame, 1.0f, dropped);  // as it is
+        if (kept) residual(out + at, x + at, branch + r.at * frame, scale, kept);
     }
-    if (s->kind == ATTENTION) self_attention_forward(m, st, s, branch, ln);
-    else if (s->kind == ST_MAMBA) st_mamba_forward(m, st, s, branch, ln);
-    else ffn_forward(m, st, s, branch, ln);
-    if (!m->planning) residual(out, x, branch, s->drop, frames, (size_t)st->P * C);
     m->scratch.used = mark;
     return out;
 }
 
 // dx (rows, C): the gradient of the sublayer's output on entry, of its input on return
 static void sublayer_backward(Model *m, const Stage *st, Sublayer *s, floatX *dx) {
-    int C = st->C, frames = m->B * m->T, rows = frames * st->P;
-    size_t mark = m->scratch.used, n = (size_t)rows * C;
-    floatX *ln = scratch(m, n), *dln = scratch(m, n), *dbranch = drop_probability(m, s) > 0.0f ? scratch(m, n) : dx;
-    if (!m->planning) {
-        if (s->drop) residual(dbranch, NULL, dx, s->drop, frames, (size_t)st->P * C);
-        norm_forward(m, ln, s->mean, s->rstd, s->x, s->norm, rows, C);  // again: cheaper than keeping it
+    int B = m->B, T = m->T, C = st->C, P = st->P; float p = drop_probability(m, s);
+    size_t mark = m->scratch.used, frame = (size_t)P * C, n = (size_t)(B * T) * frame;
+    floatX *ln = scratch(m, n), *dln = scratch(m, n), *dbranch = p > 0.0f ? scratch(m, n) : dx;
+    int frames = sublayer_norm(m, st, s, ln); Run r = {0, 0, 0};  // again: cheaper than keeping it
+    for (r = next_run(m, s, r); r.n > 0 && p > 0.0f; r = next_run(m, s, r))
+        if (!m->planning) residual(dbranch + r.at * frame, NULL, dx + r.first * frame, 1.0f / (1.0f - p), r.n * frame);
+    if (is_segformer(s)) m->B = frames, m->T = 1;
+    if (frames > 0 && s->kind == ATTENTION) self_attention_backward(m, st, s, dln, dbranch, ln);
+    else if (frames > 0 && s->kind == ST_MAMBA) st_mamba_backward(m, st, s, dln, dbranch, ln);
+    else if (frames > 0) ffn_backward(m, st, s, dln, dbranch, ln);
+    m->B = B, m->T = T;
+    memset(&r, 0, sizeof r);
+    for (r = next_run(m, s, r); r.n > 0 && !m->planning; r = next_run(m, s, r)) {
+        size_t row = (size_t)r.first * P, at = (size_t)r.at * P; floatX *dx_r = dx + row * C;
+        norm_backward(m, dx_r, dln + at * C, dx_r, s->x + row * C, s->norm, s->mean + at, s->rstd + at, r.n * P, C);
     }
-    if (s->kind == ATTENTION) self_attention_backward(m, st, s, dln, dbranch, ln);
-    else if (s->kind == ST_MAMBA) st_mamba_backward(m, st, s, dln, dbranch, ln);
-    else ffn_backward(m, st, s, dln, dbranch, ln);
-    if (!m->planning) norm_backward(m, dx, dln, dx, s->x, s->norm, s->mean, s->rstd, rows, C);
     m->scratch.used = mark;
 }
 
@@ -1965,7 +1983,7 @@ static void batchnorm_over_ranks(Model *m, int rows) {
     sum_over_ranks(means, (size_t)(R + 1) * E);
     batchnorm_statistics(m->bn_mean, m->bn_rstd, means, (size_t)R, E);
     scaled_sum(vars, NULL, 1.0f / (float)R, (size_t)E);
-    residual(m->bn_rstd, m->bn_rstd, vars, NULL, 1, (size_t)E);
+    residual(m->bn_rstd, m->bn_rstd, vars, 1.0f, (size_t)E);
 }
 
 // map (frames, P_1, E) = the sum above;  low (outputs, P_1) = W_out dropout(relu(batch norm(map))) + b_out;
@@ -2028,8 +2046,8 @@ static void decoder_backward(Model *m, floatX *const dstage[4], const float *dlo
         head_backward_params(g + m->out_weight, g + m->out_bias, dgamma, dbeta, dlow + (size_t)j * P, m->map + first,
                              m->bn_mean, m->bn_rstd, m->bn_scale, m->bn_shift, w_out, P, E, key, before + first, m->dropout);
     }
-    residual(g + m->batch_norm.weight, g + m->batch_norm.weight, dgamma, NULL, 1, (size_t)E);
-    residual(g + m->batch_norm.bias, g + m->batch_norm.bias, dbeta, NULL, 1, (size_t)E);
+    residual(g + m->batch_norm.weight, g + m->batch_norm.weight, dgamma, 1.0f, (size_t)E);
+    residual(g + m->batch_norm.bias, g + m->batch_norm.bias, dbeta, 1.0f, (size_t)E);
     if (ranks > 1) sum_over_ranks(dgamma, (size_t)E), sum_over_ranks(dbeta, (size_t)E);
     for (int f = 0; f < frames; f++) {  // m->map becomes its own gradient
         const float *dl = m->all_frames ? dlow + (size_t)f * P : f % m->T == m->T / 2 ? dlow + (size_t)(f / m->T) * P : NULL;
@@ -2090,7 +2108,7 @@ static void edge_backward(Model *m, floatX *dstage, const float *dedge) {
             conv_backward(dx, g + m->edge[i].weight, g + m->edge[i].bias, dh, inp, m->weights + m->edge[i].weight, 1, H, W,
                           C, C, 3, 1, 1);
         }
-        residual(dstage + first, dstage + first, dx, NULL, 1, frame);
+        residual(dstage + first, dstage + first, dx, 1.0f, frame);
     }
 }
 
@@ -2138,7 +2156,7 @@ static void model_backward(Model *m, floatX *dinput, const float *dlogits, const
         conv_backward(dinp, g + st->patch.weight, g + st->patch.bias, dstage[i], i == 0 ? input : st->inp,
                       m->weights + st->patch.weight, N, st->H_in, st->W_in, st->C_in, st->C, st->kernel, st->stride,
                       st->kernel / 2);
-        if (i > 0) residual(dstage[i - 1], dstage[i - 1], dinp, NULL, N, n);
+        if (i > 0) residual(dstage[i - 1], dstage[i - 1], dinp, 1.0f, N * n);
     }
 }
 

@@ -474,24 +474,19 @@ static void gelu_backward_cuda(floatX *out, floatX *dinp, const floatX *dout, co
     gelu_backward_kernel<<<blocks_for(n, 4 * BLOCK), BLOCK, 0, stream_cuda>>>(out, dinp, dout, inp, n);
 }
 
-// out = x + scale * branch, all (frames, n), scale (frames); x == NULL: 0, scale == NULL: 1
-template <typename F>
-__global__ static void residual_kernel(F *out, const F *x, const F *branch, const float *scale, int frames,
-                                       size_t n) {
-    for (int f = (int)blockIdx.y; f < frames; f += (int)gridDim.y) {
-        size_t i = first_of_four(), frame = f * n; float v[4] = {0.0f, 0.0f, 0.0f, 0.0f}, b[4], s = scale ? scale[f] : 1.0f;
-        if (x) load4(v, x + frame, i, n);
-        load4(b, branch + frame, i, n);
-        for (int k = 0; k < 4; k++) v[k] += s * b[k];
-        store4(out + frame, v, i, n);
-    }
+// out = x + scale * branch, n elements; x == NULL: 0
+template <typename F> __global__ static void residual_kernel(F *out, const F *x, const F *branch, float scale, size_t n) {
+    size_t i = first_of_four(); float v[4] = {0.0f, 0.0f, 0.0f, 0.0f}, b[4];
+    if (x) load4(v, x, i, n);
+    load4(b, branch, i, n);
+    for (int k = 0; k < 4; k++) v[k] += scale * b[k];
+    store4(out, v, i, n);
 }
 
 template <typename F>
-static void residual_cuda(F *out, const typename Same<F>::type *x, const F *branch, const float *scale, int frames, size_t n) {
-    if (frames == 0 || n == 0) return;
-    dim3 grid(blocks_for(n, 4 * BLOCK), (unsigned)min_int(frames, 65535));
-    residual_kernel<F><<<grid, BLOCK, 0, stream_cuda>>>(out, x, branch, scale, frames, n);
+static void residual_cuda(F *out, const typename Same<F>::type *x, const F *branch, float scale, size_t n) {
+    if (n == 0) return;
+    residual_kernel<F><<<blocks_for(n, 4 * BLOCK), BLOCK, 0, stream_cuda>>>(out, x, branch, scale, n);
 }
 
 // ---- Softplus and gate of ST-Mamba
@@ -671,17 +666,6 @@ static void batchnorm_vectors_cuda(float *mean, float *rstd, float *scale, float
     if (E == 0) return;
     batchnorm_vectors_kernel<<<blocks_for((size_t)E, BLOCK), BLOCK, 0, stream_cuda>>>(
         mean, rstd, scale, shift, running_mean, running_var, gamma, beta, unbiased, E, training);
-}
-
-// factors (n): dropout's factors number first, first + 1, ...
-__global__ static void dropout_factors_kernel(float *factors, int n, uint64_t key, uint64_t first, float p) {
-    int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
-    if (i < n) factors[i] = dropout_factor(key, first + (uint64_t)i, p);
-}
-
-static void dropout_factors_cuda(float *factors, int n, uint64_t key, uint64_t first, float p) {
-    if (n == 0) return;
-    dropout_factors_kernel<<<blocks_for((size_t)n, BLOCK), BLOCK, 0, stream_cuda>>>(factors, n, key, first, p);
 }
 
 // low (rows) = w_out . Dropout(ReLU(map*scale + shift)) + b_out; map (rows, E), the vectors (E)
@@ -1081,11 +1065,11 @@ typedef struct { int M, N, K, lda, ldb, ldc, transA, transB; cudaDataType_t type
 
 // A linear layer's product with its bias added before anything is written: cuBLASLt's epilogue. It chooses a kernel once for
 // each shape; returns 0 if it knows none, for then the caller does without.
-static int matmul_bias_lt(void *C, const void *A, const void *B, const void *bias, CublasShape shape) {
+static int matmul_bias_lt(void *C, const void *A, const void *B, const void *bias, CublasShape shape, int accumulate) {
     enum { SHAPES = 512 };
     static struct { CublasShape shape; cublasLtMatmulAlgo_t algo; int found; } known[SHAPES];  // of a model: some 50
     static int count;
-    int i = 0; float one = 1.0f, zero = 0.0f; uint32_t aligned = 16;
+    int i = 0; float one = 1.0f, beta = accumulate ? 1.0f : 0.0f; uint32_t aligned = 16;
     if (((uintptr_t)C | (uintptr_t)A | (uintptr_t)B | (uintptr_t)bias) % aligned) return 0;
     cublasOperation_t opA = shape.transA ? CUBLAS_OP_T : CUBLAS_OP_N, opB = shape.transB ? CUBLAS_OP_T : CUBLAS_OP_N;
     cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
@@ -1116,7 +1100,7 @@ static int matmul_bias_lt(void *C, const void *A, const void *B, const void *bia
     }
     int found = i < count && known[i].found;
     if (found)
-        cublasCheck(cublasLtMatmul(cublaslt_cuda, product, &one, B, b, A, a, &zero, C, c, C, c, &known[i].algo, workspace_cuda,
+        cublasCheck(cublasLtMatmul(cublaslt_cuda, product, &one, B, b, A, a, &beta, C, c, C, c, &known[i].algo, workspace_cuda,
                                    WORKSPACE, stream_cuda));
     cublasCheck(cublasLtMatrixLayoutDestroy(a)); cublasCheck(cublasLtMatrixLayoutDestroy(b));
     cublasCheck(cublasLtMatrixLayoutDestroy(c)); cublasCheck(cublasLtMatmulDescDestroy(product));
@@ -1130,7 +1114,7 @@ static void matmul_cuda(F *C, int ldc, const T *A, int lda, int transA, const ty
     CublasShape shape; memset(&shape, 0, sizeof shape);
     shape.M = M, shape.N = N, shape.K = K, shape.lda = lda, shape.ldb = ldb, shape.ldc = ldc;
     shape.transA = transA, shape.transB = transB, shape.type = cuda_type<T>(), shape.C_type = cuda_type<F>();
-    if (M == 0 || N == 0 || (bias && !accumulate && matmul_bias_lt(C, A, B, bias, shape))) return;
+    if (M == 0 || N == 0 || (bias && matmul_bias_lt(C, A, B, bias, shape, accumulate))) return;
     float one = 1.0f, beta = accumulate || bias ? 1.0f : 0.0f;
     if (bias) bias_rows_kernel<F><<<ceil_div(M, 8), dim3(32, 8), 0, stream_cuda>>>(C, ldc, bias, M, N, accumulate);
     cublasCheck(cublasGemmEx(cublas_cuda, transB ? CUBLAS_OP_T : CUBLAS_OP_N, transA ? CUBLAS_OP_T : CUBLAS_OP_N, N, M, K, &one,

@@ -36,7 +36,6 @@
 #define bilinear_add3(...) CUDA_OP(bilinear_add3_cuda, __VA_ARGS__)
 #define batchnorm_statistics(...) CUDA_OP(batchnorm_statistics_cuda, __VA_ARGS__)
 #define batchnorm_vectors(...) CUDA_OP(batchnorm_vectors_cuda, __VA_ARGS__)
-#define dropout_factors(...) CUDA_OP(dropout_factors_cuda, __VA_ARGS__)
 #define head_forward(...) CUDA_OP(head_forward_cuda, __VA_ARGS__)
 #define head_backward_params(...) CUDA_OP(head_backward_params_cuda, __VA_ARGS__)
 #define head_backward_map(...) CUDA_OP(head_backward_map_cuda, __VA_ARGS__)

@@ -255,12 +255,12 @@ static floatX *attention_layer_forward(Mixer *x, Mix *l, floatX *inp) {
     for (int i = 0; i < l->num_groups; i++) {
         Group *g = &l->groups[i]; size_t at = m->planning ? 0 : (size_t)g->first * C;
         Stage frames = group_stage(m, st, g);
-        self_attention_forward(m, &frames, &g->attention, to + at, from + at);
+        self_attention_forward(m, &frames, &g->attention, to + at, from + at, 0);
     }
     m->B = B, m->T = T;
     if (!m->planning) {
         if (l->order) move_rows(branch, ln, l->order, rows, C, 1);
-        residual(out, inp, branch, NULL, B * T, (size_t)st->P * C);
+        residual(out, inp, branch, 1.0f, n);
     }
     m->scratch.used = mark;
     return out;
@@ -510,7 +510,7 @@ static int check(void) {
 
         mixer_plan(x, 0);
         fill_nan(m->scratch.base, m->scratch.size);
-        residual(dx, NULL, inp, NULL, 1, n);  // a copy, for it is replaced
+        residual(dx, NULL, inp, 1.0f, n);  // a copy, for it is replaced
         copy_out(host, mixer_forward(x, dx), n * sizeof(float));
         wrong += compare(NAMES[kind], "forward, evaluation", host, y, n, 0);
         arena_free(&m->kept), arena_free(&m->scratch);
@@ -603,7 +603,7 @@ static Measured measure(int kind, int training, const Config *config, int stage,
     result.probabilities_mb = (double)x->probabilities * sizeof(float) / 1048576;
     start = seconds();
     while (runs < 2 || (runs <= RUNS && seconds() - start + times[runs - 1] < ENOUGH)) {
-        if (training) residual(dx, NULL, inp, NULL, 1, n);  // any gradient will do
+        if (training) residual(dx, NULL, inp, 1.0f, n);  // any gradient will do
         settle();
         if (runs < 2) alarm((unsigned)limit);  // ends this process, unless
         times[runs] = seconds();

@@ -95,8 +95,7 @@ static inline void op_stop(enum OpKind kind, double flops, double bytes) {
 #define gelu_backward(out, dinp, dout, inp, n) OP_TIMED(OP_POINTWISE, 0, 4.0 * (n), gelu_backward(out, dinp, dout, inp, n))
 #define relu_forward(x, n) OP_TIMED(OP_POINTWISE, 0, 2.0 * (n), relu_forward(x, n))
 #define relu_backward(dx, y, n) OP_TIMED(OP_POINTWISE, 0, 3.0 * (n), relu_backward(dx, y, n))
-#define residual(out, x, branch, scale, frames, n) \
-    OP_TIMED(OP_POINTWISE, 0, (2.0 + ((x) != NULL)) * (frames) * (n), residual(out, x, branch, scale, frames, n))
+#define residual(out, x, branch, scale, n) OP_TIMED(OP_POINTWISE, 0, (2.0 + ((x) != NULL)) * (n), residual(out, x, branch, scale, n))
 #define softplus_forward(x, n) OP_TIMED(OP_POINTWISE, 0, 2.0 * (n), softplus_forward(x, n))
 #define softplus_backward(dx, y, n) OP_TIMED(OP_POINTWISE, 0, 3.0 * (n), softplus_backward(dx, y, n))
 #define gate_forward(gated, y, xz, scale, rows, D) \
