@@ -1582,6 +1582,7 @@ static void model_allocate(Model *m, uint64_t seed) {
     m->buffers = malloc_floats(m->num_buffers);
     for (int i = 0; i < m->num_tensors; i++) {
         const Tensor *t = &m->tensors[i]; uint64_t key = rng_key(seed, RNG_INIT, (uint64_t)i);
+        #pragma omp parallel for schedule(static)
         for (size_t k = 0; k < t->numel; k++) tensor_data(m, t)[k] = initial_value(t, key, k);
     }
 }

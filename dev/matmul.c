@@ -142,6 +142,11 @@ static Sgemm openblas(void) {
     static void (*set_their_threads)(int) = NULL;
     if (!looked) {
         setenv("OPENBLAS_THREAD_TIMEOUT", "16", 0);  // its threads, waiting, spin for 2^16 cycles, not for 2^26: others follow
+#if defined(__AVX512F__)
+        setenv("OPENBLAS_CORETYPE", "SkylakeX", 0);  // on a processor younger than itself it takes its oldest kernels
+#elif defined(__AVX2__)
+        setenv("OPENBLAS_CORETYPE", "Haswell", 0);
+#endif
         void *library = dlopen("libopenblas.so.0", RTLD_NOW);
         looked = 1;
         if (library) {
