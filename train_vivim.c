@@ -7,9 +7,10 @@ boundary head on the first features learns the mask's edge, under a frozen netwo
 Paper: Yang et al., "Vivim: a Video Vision Mamba for Medical Video Segmentation", IEEE TCSVT 2025, arXiv 2401.14168.
 
 Not in this file: reading images and videos (prepro/frames.c), synthetic data (prepro/phantom.c), the training of that
-frozen network (prepro/affine.c); and in headers, included where they belong: files, frames, options (prepro/), the inner
-loops of products and depthwise convolutions (dev/matmul.h, dwconv.h), --bench and --predict (dev/bench.h, op_times.h,
-predict.h), memory, processes, threads (dev/memory.h, parallel.h, threads.h), from options to models and shards (dev/setup.h).
+frozen network (prepro/affine.c); and in headers, included where they belong: files, frames, options (prepro/), exp and its
+kin, random numbers (dev/elementary.h, random.h), the inner loops of products and depthwise convolutions (dev/matmul.h,
+dwconv.h), --bench, --predict and validation (dev/bench.h, op_times.h, predict.h), memory, processes, threads (dev/memory.h,
+parallel.h, threads.h), from options to models and shards (dev/setup.h).
 
 Build and run:  make train_vivim && ./train_vivim          (./train_vivim --help lists every option)
 
@@ -21,7 +22,7 @@ READING ORDER
    5 layer norm, GELU, ReLU, residual          13 the affine constraint, the whole loss, a training step
    6 convolutions: depthwise and dense         14 checkpoints
    7 attention                                 15 data: clips, augmentation, batches
-   8 causal conv and the selective scan        16 metrics; 17 options, train, evaluate, main
+   8 causal conv and the selective scan        16 metrics; 17 options, train, main
 
 GLOSSARY (PyTorch and the Mamba paper use the same letters)
    B clips in a batch    T frames of a clip       H, W height and width of a grid    C channels
@@ -149,123 +150,16 @@ static void slices_sum(float *partial, size_t n) {
 // ---------------------------------------------------------------------------------------------------------------------
 // 2 ELEMENTARY FUNCTIONS THAT VECTORISE
 //
-// libm's expf and erff are calls the compiler cannot vectorise without fast-math, and fast-math would hide NaN. These are
-// branch-free polynomials instead: inside `#pragma omp simd` loops they run 16 lanes at a time. NaN stays NaN.
-
-#define LOG2_E ((float)1.44269504088896340736)
-#ifndef VIVIM_DOUBLE  // dev/double.h has them in double
-// 2^x for -100 <= x <= 127, relative error 1.7e-7; below, 2^-100, so that what it multiplies becomes no (slow) denormal.
-// With k the nearest integer, 2^x = 2^k 2^f, |f| <= 1/2. Adding 1.5*2^23 rounds x to an integer and leaves k in the low
-// bits of the sum; 2^f is a minimax polynomial; k is added to its exponent bits.
-HOST_DEVICE static inline float exp2_simd(float x) {
-#ifdef __CUDA_ARCH__
-    return exp2f(x);  // the bits of NaN are others there
-#else
-    union { float f; uint32_t bits; } shifted, power;
-    x = x < -100.0f ? -100.0f : x;  // written so that NaN passes
-    shifted.f = x + 12582912.0f;
-    float f = x - (shifted.f - 12582912.0f);
-    float p = ((1.3264727e-3f * f + 9.6715127e-3f) * f + 5.5507337e-2f) * f + 2.4022242e-1f;
-    power.f = (p * f + 6.9314698e-1f) * f + 1.0f;
-    power.bits += shifted.bits << 23;
-    return power.f;
-#endif
-}
-
-// e^x = 2^k e^f with f = x - k ln 2, ln 2 in two parts so that f keeps all its digits. x is held within +-60, beyond which
-// sigmoid, softmax, softplus and the normal density are within 1e-26 of their limits: no overflow, no (slow) denormals.
-HOST_DEVICE static inline float exp_simd(float x) {
-#ifdef __CUDA_ARCH__
-    return expf(x);
-#else
-    union { float f; uint32_t bits; } shifted, power;
-    x = x < -60.0f ? -60.0f : x;
-    x = x > 60.0f ? 60.0f : x;
-    shifted.f = x * 1.44269504f + 12582912.0f;
-    float k = shifted.f - 12582912.0f, f = x - k * 0.693359375f;
-    f = f + k * 2.12194440e-4f;
-    float p = ((1.383684195e-03f * f + 8.374815782e-03f) * f + 4.166822564e-02f) * f + 1.666642017e-01f;
-    power.f = ((p * f + 4.999999208e-01f) * f + 1.0f) * f + 1.0f;
-    power.bits += shifted.bits << 23;
-    return power.f;
-#endif
-}
-
-// log(1 + u) for 0 <= u <= 1, relative error 5e-9 before rounding
-HOST_DEVICE static inline float log1p_simd(float u) {
-    float p = ((-3.243980824e-03f * u + 1.985126246e-02f) * u - 5.695915876e-02f) * u + 1.060361684e-01f;
-    p = ((p * u - 1.530557010e-01f) * u + 1.967593146e-01f) * u - 2.495413213e-01f;
-    return (((p * u + 3.332996227e-01f) * u - 4.999990242e-01f) * u + 1.0f) * u;
-}
-
-// P(X <= x) of a standard normal = 1 - erfc(x/sqrt 2)/2. For a = |x| the tail is erfc(a/sqrt 2) = 2^(-a Q(a)) with a smooth
-// Q, fitted so that the result is within 2e-8; beyond a = 10 the tail is below 2^-70 and stays there.
-HOST_DEVICE static inline float normal_cdf_simd(float x) {
-    float a = fabsf(x), q, tail; a = a > 10.0f ? 10.0f : a;
-    q = ((2.334923497e-06f * a - 3.373753505e-05f) * a + 1.612926143e-04f) * a + 1.917062060e-04f;
-    q = (((q * a - 7.126868233e-03f) * a + 5.253361498e-02f) * a + 4.591982811e-01f) * a + 1.151106042e+00f;
-    tail = 0.5f * exp2_simd(-a * q);
-    return x > 0.0f ? 1.0f - tail : tail;
-}
-#endif
-
-HOST_DEVICE static inline float sigmoid_simd(float x) { return 1.0f / (1.0f + exp_simd(-x)); }
-HOST_DEVICE static inline float silu_simd(float x) { return x * sigmoid_simd(x); }
-// d silu / dx = s (1 + x (1 - s)), s = sigmoid(x)
-HOST_DEVICE static inline float silu_grad_simd(float x) {
-    float s = sigmoid_simd(x);
-    return s * (1.0f + x * (1.0f - s));
-}
-// softplus(x) = log(1 + e^x) = max(x, 0) + log(1 + e^-|x|). PyTorch returns x itself above 20, where the two agree to the
-// last bit in float32.
-HOST_DEVICE static inline float softplus_simd(float x) {
-    float positive = x > 0.0f ? x : 0.0f * x;  // 0*x keeps NaN
-    return positive + log1p_simd(exp_simd(-fabsf(x)));
-}
-HOST_DEVICE static inline float gelu_simd(float x) { return x * normal_cdf_simd(x); }
-// d gelu / dx = cdf(x) + x pdf(x)
-HOST_DEVICE static inline float gelu_grad_simd(float x) {
-    return normal_cdf_simd(x) + x * 0.39894228f * exp_simd(-0.5f * x * x);  // 1/sqrt(2 pi)
-}
+// exp2_simd, exp_simd, log1p_simd and normal_cdf_simd are branch-free polynomials, for libm's functions are calls that stop a
+// loop from being vectorised. Of them are made sigmoid_simd, silu_simd, softplus_simd, gelu_simd; .._grad_simd: derivatives.
+#include "dev/elementary.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
 // 3 COUNTER-BASED RANDOM NUMBERS
 //
 // A random number is a hash of (seed, stream, step, index), not the next one of a sequence: any thread, a GPU, or a resumed
 // run gets the same value without knowing what was drawn before it.
-
-enum { RNG_INIT = 1, RNG_SHUFFLE, RNG_AUGMENT, RNG_DROP_PATH, RNG_DROPOUT };  // streams
-
-static uint64_t mix64(uint64_t x) {  // the finaliser of splitmix64: every input bit changes every output bit
-    x += 0x9E3779B97F4A7C15u;
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-    return x ^ (x >> 31);
-}
-
-// the key of all numbers of a (seed, stream, step)
-static uint64_t rng_key(uint64_t seed, int stream, uint64_t step) {
-    return mix64(mix64(mix64(seed) + (uint64_t)stream) ^ step);
-}
-
-// the i-th number of a key: 32 random bits from two rounds of 32-bit mixing (cheap to vectorise)
-HOST_DEVICE static inline uint32_t rng_u32(uint64_t key, uint64_t i) {
-    uint32_t x = (uint32_t)i ^ (uint32_t)key;
-    x = (x ^ (x >> 16)) * 0x7FEB352Du;
-    x = (x ^ (x >> 15)) * 0x846CA68Bu;
-    x ^= (x >> 16) ^ (uint32_t)(key >> 32) ^ (uint32_t)(i >> 32) * 0x9E3779B9u;
-    x = (x ^ (x >> 16)) * 0x21F0AAADu;
-    x = (x ^ (x >> 15)) * 0xD35A2D97u;
-    return x ^ (x >> 15);
-}
-// uniform in [0, 1)
-HOST_DEVICE static inline float rng_uniform(uint64_t key, uint64_t i) {
-    return (float)(rng_u32(key, i) >> 8) * (1.0f / 16777216.0f);
-}
-static float rng_normal(uint64_t key, uint64_t i) {  // Box-Muller
-    double u = ((double)rng_u32(key, 2 * i) + 1.0) / 4294967296.0, v = (double)rng_u32(key, 2 * i + 1) / 4294967296.0;
-    return (float)(sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v));
-}
+#include "dev/random.h"  // rng_key(seed, stream, step); rng_u32, rng_uniform, rng_normal: number i of a key
 
 // ---------------------------------------------------------------------------------------------------------------------
 // 4 MATMUL
@@ -2404,30 +2298,8 @@ static Losses train_step(Model *m, const AffineNet *f, const floatX *input, cons
 
 #include "dev/metrics.h"  // metrics_count, metrics_ultrasound_add, metrics_ultrasound_mean
 
-typedef struct {
-    double loss, mean[METRICS_SIX];  // means over frames: mean[METRICS_DICE] ..
-    MetricsUltrasound sums;
-} Metrics;
-
-// A frame of n pixels: x are logits, threshold 0, or probabilities, threshold 0.5
-static void metrics_add(Metrics *s, const float *x, float threshold, const float *mask, size_t n) {
-    metrics_ultrasound_add(&s->sums, metrics_count(x, threshold, mask, n));
-}
-
-// Every rank has some frames' sums; then all have all
-static void metrics_over_ranks(Metrics *s) {
-    double counts[2] = {(double)s->sums.frames, (double)s->sums.empty};
-    parallel_sum(counts, 2); parallel_sum(&s->loss, 1); parallel_sum(s->sums.sum, METRICS_SIX);
-    s->sums.frames = (int)counts[0], s->sums.empty = (int)counts[1];
-}
-
-static void metrics_finish(Metrics *s) {
-    s->loss /= max_int(1, s->sums.frames);
-    metrics_ultrasound_mean(s->mean, &s->sums);
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
-// 17 OPTIONS, TRAIN, EVALUATE, MAIN
+// 17 OPTIONS, TRAIN, MAIN
 
 #include "prepro/options.h"  // Options, OPTIONS: their table, with defaults, limits and what --help says
 #include "dev/threads.h"  // how threads wait, and how many there are: fewer while other programs want the cores
@@ -2472,31 +2344,7 @@ static struct {
 static volatile sig_atomic_t stop_requested = 0;  // SIGINT or SIGTERM came
 static void request_stop(int number) { stop_requested = number; }
 
-// Every frame of the shard as the target of its own clip, in evaluation mode; fewer if a stop is requested. Ranks take turns.
-static Metrics evaluate(Model *m, const Shard *shard, int B, int T) {
-    Metrics total; memset(&total, 0, sizeof total);
-    Batch batch;
-    int H = shard->H, W = shard->W; size_t pixels = (size_t)H * W;
-    float *weight = malloc_floats((size_t)B * pixels);
-    double *sums = (double *)malloc_check(sizeof(double) * 3 * (size_t)B);
-    int *targets = (int *)malloc_check(sizeof(int) * (size_t)B);
-    batch_init(&batch, B, T, H, W);
-    for (int f = parallel.rank * B, n = 0; f < shard->frames && !stop_requested; f += parallel.ranks * B) {
-        n = min_int(B, shard->frames - f);
-        for (int k = 0; k < n; k++) targets[k] = f + k;
-        device.plan(m, n, T, H, W, 0, 0, 0);
-        batch_load(&batch, shard, targets, n, NULL, 0);
-        device.forward(m, batch.input);
-        total.loss += n * segloss_forward(weight, sums, m->logits, batch.mask, n, H, W, m->weighted_bce);
-        for (size_t k = 0; k < (size_t)n; k++)
-            metrics_add(&total, m->logits + k * pixels, 0.0f, batch.mask + k * pixels, pixels);
-    }
-    metrics_over_ranks(&total);
-    metrics_finish(&total);
-    batch_free(&batch); free(targets);
-    free(sums); free(weight);
-    return total;
-}
+#include "dev/predict.h"  // evaluate: a shard's metrics, after every epoch; predict: --predict, --eval; write_pictures
 
 // CosineAnnealingLR with T_max = epochs, eta_min = lr/100: lr at epoch 0; 1 % of it would come at epoch number `epochs`
 static double cosine_lr(double lr, int epoch, int epochs) {
@@ -2511,7 +2359,6 @@ static void not_a_number(FILE *log, const char *what, int64_t step, int epoch, c
 }
 
 #include "prepro/resume.h"  // Progress, resume_load, open_log, save_state: --resume
-#include "dev/predict.h"    // predict: --predict, --eval; write_pictures
 
 static void train(const Options *o) {
     Model model, *m = &model;

@@ -1,7 +1,55 @@
-/* predict.h - `./train_vivim --predict` and `--eval`: every frame of a shard segmented with a checkpoint's model; and the
+/* predict.h - every frame of a shard segmented: validation after an epoch, `./train_vivim --predict` and `--eval`; and the
    pictures at the end of a training. Header only, included by train_vivim.c, section 17. */
 #ifndef VIVIM_PREDICT_H
 #define VIVIM_PREDICT_H
+
+typedef struct {
+    double loss, mean[METRICS_SIX];  // means over frames: mean[METRICS_DICE] ..
+    MetricsUltrasound sums;
+} Metrics;
+
+// A frame of n pixels: x are logits, threshold 0, or probabilities, threshold 0.5
+static void metrics_add(Metrics *s, const float *x, float threshold, const float *mask, size_t n) {
+    metrics_ultrasound_add(&s->sums, metrics_count(x, threshold, mask, n));
+}
+
+// Every rank has some frames' sums; then all have all
+static void metrics_over_ranks(Metrics *s) {
+    double counts[2] = {(double)s->sums.frames, (double)s->sums.empty};
+    parallel_sum(counts, 2); parallel_sum(&s->loss, 1); parallel_sum(s->sums.sum, METRICS_SIX);
+    s->sums.frames = (int)counts[0], s->sums.empty = (int)counts[1];
+}
+
+static void metrics_finish(Metrics *s) {
+    s->loss /= max_int(1, s->sums.frames);
+    metrics_ultrasound_mean(s->mean, &s->sums);
+}
+
+// Every frame of the shard as the target of its own clip, in evaluation mode; fewer if a stop is requested. Ranks take turns.
+static Metrics evaluate(Model *m, const Shard *shard, int B, int T) {
+    Metrics total; memset(&total, 0, sizeof total);
+    Batch batch;
+    int H = shard->H, W = shard->W; size_t pixels = (size_t)H * W;
+    float *weight = malloc_floats((size_t)B * pixels);
+    double *sums = (double *)malloc_check(sizeof(double) * 3 * (size_t)B);
+    int *targets = (int *)malloc_check(sizeof(int) * (size_t)B);
+    batch_init(&batch, B, T, H, W);
+    for (int f = parallel.rank * B, n = 0; f < shard->frames && !stop_requested; f += parallel.ranks * B) {
+        n = min_int(B, shard->frames - f);
+        for (int k = 0; k < n; k++) targets[k] = f + k;
+        device.plan(m, n, T, H, W, 0, 0, 0);
+        batch_load(&batch, shard, targets, n, NULL, 0);
+        device.forward(m, batch.input);
+        total.loss += n * segloss_forward(weight, sums, m->logits, batch.mask, n, H, W, m->weighted_bce);
+        for (size_t k = 0; k < (size_t)n; k++)
+            metrics_add(&total, m->logits + k * pixels, 0.0f, batch.mask + k * pixels, pixels);
+    }
+    metrics_over_ranks(&total);
+    metrics_finish(&total);
+    batch_free(&batch); free(targets);
+    free(sums); free(weight);
+    return total;
+}
 
 // The probabilities of every frame of a video, in order, each given to a visitor. The model sees frames of H x W, which may
 // differ from the shard's.
