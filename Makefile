@@ -81,7 +81,9 @@ NCCL_LIB   = $(if $(wildcard $(CUDA_DIR)/include/nccl.h /usr/include/nccl.h),$(f
 ifeq ($(NO_NCCL),1)
 NCCL_LIB   =
 endif
-NVCC_LIBS  = -lcublas -lcublasLt $(if $(NCCL_LIB),-L$(dir $(NCCL_LIB)) -lnccl -Xlinker -rpath=$(dir $(NCCL_LIB)),-DNO_NCCL) $(filter-out -pthread,$(MPI))
+COMMA     := ,
+NVCC_LIBS  = -lcublas -lcublasLt $(if $(NCCL_LIB),-L$(dir $(NCCL_LIB)) -lnccl -Xlinker -rpath=$(dir $(NCCL_LIB)),-DNO_NCCL) \
+             $(filter-out -pthread,$(patsubst -Wl$(COMMA)%,-Xlinker %,$(MPI)))
 NO_NVCC    = the CUDA Toolkit is needed, and nvcc is not in PATH, $$CUDA_HOME/bin or /usr/local/cuda/bin (set CUDA_HOME)
 
 # The same without a GPU: dev/cudaemu.h runs the kernels on the CPU, under the sanitizers, in three orders of blocks, warps and lanes
@@ -103,7 +105,7 @@ help:
 	@echo "make dev           dev/evaluate (predictions -> scores in all protocols), dev/report (a run -> one HTML page)"
 	@echo "                   and the kernel laboratory: $(LAB) (dev/README.md)"
 	@echo "make data          the synthetic clips and their network alone: $(DATA)"
-	@echo "make train_vivimcu test_vivimcu   the program on an NVIDIA GPU, and its tests: $(if $(NVCC),$(NVCC) for sm_$(NVCC_ARCH),$(NO_NVCC))"
+	@echo "make train_vivimcu test_vivimcu   the program on an NVIDIA GPU, and its tests: $(if $(NVCC),$(NVCC) for sm_$(NVCC_ARCH)$(if $(NCCL_LIB),,$(COMMA) one process only: NCCL was not found),$(NO_NVCC))"
 	@echo "make test_emu      the same tests without a GPU: its kernels on the CPU, slowly, under sanitizers"
 	@echo "make test_races    the operations' tests once more, with a look at every access: races between threads"
 	@echo "make lab_emu       the kernel laboratory's CUDA versions (dev/README.md), checked in the same way"

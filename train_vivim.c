@@ -1319,7 +1319,7 @@ typedef struct {
     floatX *x; float *mean, *rstd;               // input (rows, C), its layer norm's statistics
     floatX *q, *att, *sr_out, *kv, *k, *v; float *sr_mean, *sr_rstd;  // (rows, C); on the reduced grid (rows_k, C), (rows_k)
     floatX *h1, *h2;                             // (rows, 4C) before and after the depthwise convolution; h2 for backward only
-    floatX *xz, *y, *x_dbl[3]; float *states[3]; // (rows, 2D), sum of the scans (rows, D), (rows, R + 2N), checkpoints
+    floatX *xz, *y, *x_dbl[3]; float *states[3]; // (rows, 2D), sum of the scans (rows, D), (rows, x_dbl_row), checkpoints
 } Sublayer;
 
 typedef struct {
@@ -1676,20 +1676,24 @@ static void ffn_backward(Model *m, const Stage *st, Sublayer *f, floatX *dinp, c
 //   dt = softplus(W_dt,g delta + b_dt,g);  y_g = scan_g(a, dt, Bt, Ct);   out = W_out (sum_g y_g * SiLU(z) / directions)
 // The released code gates every direction by the same SiLU(z) and then adds; gating the sum once is the same.
 
+// numbers in a row of x_dbl: R + 2N, and some that nobody reads, so that rows begin at multiples of 16 bytes in any type
+static int x_dbl_row(const Config *c, int R) { return ceil_div(R + 2 * c->d_state, 8) * 8; }
+
 // a (rows, D) and dt (rows, D) of direction g; x_dbl must hold W_x a unless it is to be computed here
 static void scan_inputs(Model *m, const Stage *st, Sublayer *s, int g, floatX *a, floatX *dt, int compute_x_dbl) {
     const Config *c = &m->config; const Direction *p = &s->scan[g];
-    int D = c->expand * st->C, R = dt_rank(st->C), rows = m->B * m->T * st->P, ld = R + 2 * c->d_state;
+    int D = c->expand * st->C, N = c->d_state, R = dt_rank(st->C), rows = m->B * m->T * st->P, ld = x_dbl_row(c, R);
     const float *w = m->params; const floatX *wx = m->weights;
     conv1d_silu_forward(a, s->xz, 2 * D, w + p->conv.weight, w + p->conv.bias, g, m->B, m->T, st->P, D, c->d_conv);
-    if (compute_x_dbl) matmul_forward(s->x_dbl[g], a, wx + p->x_proj, NULL, rows, ld, D);
+    if (compute_x_dbl) matmul(s->x_dbl[g], ld, a, D, 0, wx + p->x_proj, D, 1, NULL, rows, R + 2 * N, D, 0);
     matmul(dt, D, s->x_dbl[g], ld, 0, wx + p->dt_proj.weight, R, 1, wx + p->dt_proj.bias, rows, D, R, 0);
     softplus_forward(dt, (size_t)rows * D);
 }
 
 static void st_mamba_forward(Model *m, const Stage *st, Sublayer *s, floatX *out, const floatX *inp, int accumulate) {
     const Config *c = &m->config;
-    int C = st->C, D = c->expand * C, N = c->d_state, R = dt_rank(C), rows = m->B * m->T * st->P, ld = R + 2 * N, first = 1;
+    int C = st->C, D = c->expand * C, N = c->d_state, R = dt_rank(C), rows = m->B * m->T * st->P, ld = x_dbl_row(c, R);
+    int first = 1;
     const float *w = m->params; const floatX *wx = m->weights; size_t mark = m->scratch.used, n = (size_t)rows * D;
     s->xz = keep(m, 2 * n), s->y = keep(m, n);
     for (int g = 0; g < 3; g++) {
@@ -1712,11 +1716,12 @@ static void st_mamba_forward(Model *m, const Stage *st, Sublayer *s, floatX *out
     matmul(out, C, a, D, 0, wx + s->out_proj, D, 1, NULL, rows, C, D, accumulate);
 }
 
-// From the end to the beginning; a and dt are made again. da, ddt (rows, D), dx_dbl (rows, R + 2N) = [ddelta | dBt | dCt] are
+// From the end to the beginning; a and dt are made again. da, ddt (rows, D), dx_dbl = [ddelta | dBt | dCt], as x_dbl, are
 // of one direction, the next overwrites them; dxz (rows, 2D) = [dx | dz] sums dx over the directions
 static void st_mamba_backward(Model *m, const Stage *st, Sublayer *s, floatX *dinp, const floatX *dout, const floatX *inp) {
     const Config *c = &m->config;
-    int C = st->C, D = c->expand * C, N = c->d_state, R = dt_rank(C), rows = m->B * m->T * st->P, ld = R + 2 * N, first = 1;
+    int C = st->C, D = c->expand * C, N = c->d_state, R = dt_rank(C), rows = m->B * m->T * st->P, ld = x_dbl_row(c, R);
+    int first = 1;
     const float *w = m->params; const floatX *wx = m->weights; float *dw = m->grads, scale = 1.0f / (float)strlen(c->scans);
     size_t mark = m->scratch.used, n = (size_t)rows * D;
     floatX *a = scratch(m, n), *dt = scratch(m, n), *dy = scratch(m, n), *da = scratch(m, n), *ddt = scratch(m, n);
@@ -1738,8 +1743,8 @@ static void st_mamba_backward(Model *m, const Stage *st, Sublayer *s, floatX *di
         matmul(dw + p->dt_proj.weight, R, ddt, D, 1, s->x_dbl[g], ld, 0, NULL, D, R, rows, 1);
         add_column_sums(dw + p->dt_proj.bias, ddt, rows, D);
         // x_dbl = W_x a
-        matmul(da, D, dx_dbl, ld, 0, wx + p->x_proj, D, 0, NULL, rows, D, ld, 1);
-        matmul(dw + p->x_proj, D, dx_dbl, ld, 1, a, D, 0, NULL, ld, D, rows, 1);
+        matmul(da, D, dx_dbl, ld, 0, wx + p->x_proj, D, 0, NULL, rows, D, R + 2 * N, 1);
+        matmul(dw + p->x_proj, D, dx_dbl, ld, 1, a, D, 0, NULL, R + 2 * N, D, rows, 1);
         conv1d_silu_backward(dxz, 2 * D, dw + p->conv.weight, dw + p->conv.bias, da, s->xz, 2 * D, w + p->conv.weight,
                              w + p->conv.bias, g, m->B, m->T, st->P, D, c->d_conv, !first);
         first = 0;
@@ -1970,16 +1975,19 @@ static void edge_forward(Model *m) {
     m->edge_low = kept_floats(m, outputs * P);
     m->edge_logits = kept_floats(m, (size_t)outputs * m->H * m->W);
     if (m->planning) return;
-    for (int j = 0; j < outputs; j++) {
-        const floatX *x = st->out + logits_frame(m, j) * frame;
-        for (int i = 0; i < last; i++) {
-            floatX *h = m->edge_h[i] + j * frame;
-            conv_forward(h, x, w + m->edge[i].weight, w + m->edge[i].bias, 1, H, W, C, C, 3, 1, 1);
-            relu_forward(h, frame);
-            x = h;
-        }
-        matmul_forward(m->edge_low + j * P, x, w + m->edge[last].weight, m->params + m->edge[last].bias, st->P, 1, C);
+    for (int j = 0; j < outputs; j++) {  // the first layer's frames lie T apart, all others side by side
+        const floatX *x = st->out + logits_frame(m, j) * frame, *w0 = w + m->edge[0].weight;
+        if (last == 0) matmul_forward(m->edge_low + j * P, x, w0, m->params + m->edge[0].bias, st->P, 1, C);
+        else conv_forward(m->edge_h[0] + j * frame, x, w0, w + m->edge[0].bias, 1, H, W, C, C, 3, 1, 1);
     }
+    for (int i = 0; i < last; i++) {
+        const floatX *w_i = w + m->edge[i].weight;
+        if (i > 0) conv_forward(m->edge_h[i], m->edge_h[i - 1], w_i, w + m->edge[i].bias, outputs, H, W, C, C, 3, 1, 1);
+        relu_forward(m->edge_h[i], outputs * frame);
+    }
+    if (last > 0)
+        matmul_forward(m->edge_low, m->edge_h[last - 1], w + m->edge[last].weight, m->params + m->edge[last].bias,
+                       outputs * st->P, 1, C);
     bilinear_forward(m->edge_logits, m->edge_low, outputs, H, W, m->H, m->W, 1, 0);
 }
 
@@ -1988,22 +1996,27 @@ static void edge_backward(Model *m, floatX *dstage, const float *dedge) {
     const Stage *st = &m->stages[0];
     int H = st->H, W = st->W, C = st->C, outputs = logits_frames(m), last = m->config.edge_layers - 1;
     size_t mark = m->scratch.used, P = (size_t)st->P, frame = P * C;
-    float *g = m->grads; floatX *dlow = scratch(m, outputs * P), *dx = scratch(m, frame), *dh = scratch(m, frame);
+    float *g = m->grads; const floatX *w = m->weights;
+    floatX *dlow = scratch(m, outputs * P), *dx = scratch(m, outputs * frame), *dh = scratch(m, outputs * frame);
     m->scratch.used = mark;
     if (m->planning) return;
     bilinear_backward(dlow, dedge, outputs, H, W, m->H, m->W, 1);
+    if (last > 0) linear_backward(m, dx, dlow, m->edge_h[last - 1], m->edge[last], outputs * st->P, 1, C, 0);
+    for (int i = last - 1; i >= 0; i--) {
+        floatX *swap = dh; dh = dx, dx = swap;
+        relu_backward(dh, m->edge_h[i], outputs * frame);
+        if (i > 0)
+            conv_backward(dx, g + m->edge[i].weight, g + m->edge[i].bias, dh, m->edge_h[i - 1], w + m->edge[i].weight,
+                          outputs, H, W, C, C, 3, 1, 1);
+    }
     for (int j = 0; j < outputs; j++) {
-        size_t first = logits_frame(m, j) * frame;
-        const floatX *x = last > 0 ? m->edge_h[last - 1] + j * frame : st->out + first;
-        linear_backward(m, dx, dlow + j * P, x, m->edge[last], st->P, 1, C, 0);
-        for (int i = last - 1; i >= 0; i--) {
-            const floatX *inp = i > 0 ? m->edge_h[i - 1] + j * frame : st->out + first;
-            floatX *swap = dh; dh = dx, dx = swap;
-            relu_backward(dh, m->edge_h[i] + j * frame, frame);
-            conv_backward(dx, g + m->edge[i].weight, g + m->edge[i].bias, dh, inp, m->weights + m->edge[i].weight, 1, H, W,
+        const floatX *x = st->out + logits_frame(m, j) * frame;
+        floatX *to = dstage + logits_frame(m, j) * frame, *dx_j = dx + j * frame;
+        if (last == 0) linear_backward(m, dx_j, dlow + j * P, x, m->edge[0], st->P, 1, C, 0);
+        else
+            conv_backward(dx_j, g + m->edge[0].weight, g + m->edge[0].bias, dh + j * frame, x, w + m->edge[0].weight, 1, H, W,
                           C, C, 3, 1, 1);
-        }
-        residual(dstage + first, dstage + first, dx, 1.0f, frame);
+        residual(to, to, dx_j, 1.0f, frame);
     }
 }
 

@@ -88,6 +88,8 @@ static void start_cuda(void) {
     cublasCheck(cublasCreate(&cublas_cuda));
     cublasCheck(cublasLtCreate(&cublaslt_cuda));
     cublasCheck(cublasSetStream(cublas_cuda, stream_cuda));
+    // sums whose terms several blocks share are not added in bfloat16
+    cublasCheck(cublasSetMathMode(cublas_cuda, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION));
     cudaCheck(cudaMallocAsync(&workspace_cuda, WORKSPACE, stream_cuda));
     cublasCheck(cublasSetWorkspace(cublas_cuda, workspace_cuda, WORKSPACE));
 }
@@ -293,6 +295,7 @@ __global__ static void finish_sums_kernel(float *a, float *b, float *c, const fl
                                           int accumulate) {
     float *out = blockIdx.y == 0 ? a : blockIdx.y == 1 ? b : c, sum = 0.0f;
     int j = (int)(blockIdx.x * 32 + threadIdx.x);
+    #pragma unroll 8
     for (int s = (int)threadIdx.y; s < slices && j < N; s += (int)blockDim.y)
         sum += partial[((size_t)s * gridDim.y + blockIdx.y) * N + j];
     sum = sum_over_y(sum) / divisor;
@@ -1063,48 +1066,57 @@ __global__ static void bias_rows_kernel(F *C, int ldc, const F *bias, int M, int
 // C^T = op(B)^T op(A)^T, so the factors change places, and nothing is transposed in memory.
 typedef struct { int M, N, K, lda, ldb, ldc, transA, transB; cudaDataType_t type, C_type; } CublasShape;
 
+// What cuBLASLt wants to know of a product, and the kernel that it chose; found: 0 if it has none
+typedef struct {
+    CublasShape shape; cublasLtMatmulDesc_t product; cublasLtMatrixLayout_t a, b, c; cublasLtMatmulAlgo_t algo; int used, found;
+} KnownProduct;
+
+static void describe_product(KnownProduct *p, CublasShape shape) {
+    cublasOperation_t opA = shape.transA ? CUBLAS_OP_T : CUBLAS_OP_N, opB = shape.transB ? CUBLAS_OP_T : CUBLAS_OP_N;
+    cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+    cublasLtMatmulPreference_t wish; cublasLtMatmulHeuristicResult_t result; int results = 0; size_t room = WORKSPACE;
+    uint32_t aligned = 16, sums = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;  // sums that blocks share: never in bfloat16
+    p->shape = shape, p->used = 1;
+    cublasCheck(cublasLtMatmulDescCreate(&p->product, COMPUTE, CUDA_R_32F));
+    cublasCheck(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_TRANSA, &opB, sizeof opB));
+    cublasCheck(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_TRANSB, &opA, sizeof opA));
+    cublasCheck(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
+    cublasCheck(cublasLtMatrixLayoutCreate(&p->b, shape.type, (uint64_t)(shape.transB ? shape.K : shape.N),
+                                           (uint64_t)(shape.transB ? shape.N : shape.K), shape.ldb));
+    cublasCheck(cublasLtMatrixLayoutCreate(&p->a, shape.type, (uint64_t)(shape.transA ? shape.M : shape.K),
+                                           (uint64_t)(shape.transA ? shape.K : shape.M), shape.lda));
+    cublasCheck(cublasLtMatrixLayoutCreate(&p->c, shape.C_type, (uint64_t)shape.N, (uint64_t)shape.M, shape.ldc));
+    cublasCheck(cublasLtMatmulPreferenceCreate(&wish));
+    cublasCheck(cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room, sizeof room));
+    cublasCheck(cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &sums, sizeof sums));
+    for (auto of : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+                    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
+        cublasCheck(cublasLtMatmulPreferenceSetAttribute(wish, of, &aligned, sizeof aligned));
+    p->found = cublasLtMatmulAlgoGetHeuristic(cublaslt_cuda, p->product, p->b, p->a, p->c, p->c, wish, 1, &result,
+                                              &results) == CUBLAS_STATUS_SUCCESS && results > 0;
+    if (p->found) p->algo = result.algo;
+    cublasCheck(cublasLtMatmulPreferenceDestroy(wish));
+}
+
 // A linear layer's product with its bias added before anything is written: cuBLASLt's epilogue. It chooses a kernel once for
 // each shape; returns 0 if it knows none, for then the caller does without.
 static int matmul_bias_lt(void *C, const void *A, const void *B, const void *bias, CublasShape shape, int accumulate) {
-    enum { SHAPES = 512 };
-    static struct { CublasShape shape; cublasLtMatmulAlgo_t algo; int found; } known[SHAPES];  // of a model: some 50
+    enum { SHAPES = 4096 };  // drop path makes some hundreds of a model's 50
+    static KnownProduct known[SHAPES];
     static int count;
-    int i = 0; float one = 1.0f, beta = accumulate ? 1.0f : 0.0f; uint32_t aligned = 16;
-    if (((uintptr_t)C | (uintptr_t)A | (uintptr_t)B | (uintptr_t)bias) % aligned) return 0;
-    cublasOperation_t opA = shape.transA ? CUBLAS_OP_T : CUBLAS_OP_N, opB = shape.transB ? CUBLAS_OP_T : CUBLAS_OP_N;
-    cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
-    cublasLtMatmulDesc_t product; cublasLtMatrixLayout_t a, b, c;
-    cublasCheck(cublasLtMatmulDescCreate(&product, COMPUTE, CUDA_R_32F));
-    cublasCheck(cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_TRANSA, &opB, sizeof opB));
-    cublasCheck(cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_TRANSB, &opA, sizeof opA));
-    cublasCheck(cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
-    cublasCheck(cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
-    cublasCheck(cublasLtMatrixLayoutCreate(&b, shape.type, (uint64_t)(shape.transB ? shape.K : shape.N),
-                                           (uint64_t)(shape.transB ? shape.N : shape.K), shape.ldb));
-    cublasCheck(cublasLtMatrixLayoutCreate(&a, shape.type, (uint64_t)(shape.transA ? shape.M : shape.K),
-                                           (uint64_t)(shape.transA ? shape.K : shape.M), shape.lda));
-    cublasCheck(cublasLtMatrixLayoutCreate(&c, shape.C_type, (uint64_t)shape.N, (uint64_t)shape.M, shape.ldc));
-    while (i < count && memcmp(&known[i].shape, &shape, sizeof shape) != 0) i++;
-    if (i == count && count < SHAPES) {
-        cublasLtMatmulPreference_t wish; cublasLtMatmulHeuristicResult_t result; int results = 0; size_t room = WORKSPACE;
-        cublasCheck(cublasLtMatmulPreferenceCreate(&wish));
-        cublasCheck(cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room, sizeof room));
-        for (auto of : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-                        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
-            cublasCheck(cublasLtMatmulPreferenceSetAttribute(wish, of, &aligned, sizeof aligned));
-        cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(cublaslt_cuda, product, b, a, c, c, wish, 1, &result, &results);
-        known[count].shape = shape, known[count].found = status == CUBLAS_STATUS_SUCCESS && results > 0;
-        if (known[count].found) known[count].algo = result.algo;
-        count++;
-        cublasCheck(cublasLtMatmulPreferenceDestroy(wish));
-    }
-    int found = i < count && known[i].found;
-    if (found)
-        cublasCheck(cublasLtMatmul(cublaslt_cuda, product, &one, B, b, A, a, &beta, C, c, C, c, &known[i].algo, workspace_cuda,
-                                   WORKSPACE, stream_cuda));
-    cublasCheck(cublasLtMatrixLayoutDestroy(a)); cublasCheck(cublasLtMatrixLayoutDestroy(b));
-    cublasCheck(cublasLtMatrixLayoutDestroy(c)); cublasCheck(cublasLtMatmulDescDestroy(product));
-    return found;
+    float one = 1.0f, beta = accumulate ? 1.0f : 0.0f; size_t at = 0;
+    if (((uintptr_t)C | (uintptr_t)A | (uintptr_t)B | (uintptr_t)bias) % 16) return 0;
+    const int sizes[] = {shape.M, shape.N, shape.K, shape.ldc, shape.transA, shape.transB, shape.C_type};
+    for (int size : sizes) at = (at ^ (size_t)size) * 1099511628211u;
+    for (at = at >> 20; known[at % SHAPES].used && memcmp(&known[at % SHAPES].shape, &shape, sizeof shape) != 0;) at++;
+    KnownProduct *p = &known[at % SHAPES];
+    if (!p->used && count == SHAPES / 2) return 0;
+    if (!p->used) count++, describe_product(p, shape);
+    if (!p->found) return 0;
+    cublasCheck(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
+    cublasCheck(cublasLtMatmul(cublaslt_cuda, p->product, &one, B, p->b, A, p->a, &beta, C, p->c, C, p->c, &p->algo,
+                               workspace_cuda, WORKSPACE, stream_cuda));
+    return 1;
 }
 
 // C (M, N) = [C +] op(A) op(B) + bias; A and B have one type, C and the bias another or the same
@@ -1145,6 +1157,11 @@ static void matmul_backward_cuda(typename Same<T>::type *dinp, float *dweight, f
 // the outputs around it: 28 loads for 10 outputs of 27 taps. Lanes of a warp are channels, the warps of a block units.
 
 enum { DW_STRIP = 16, DW_WARPS = 4, DW_SLICES = 64 };  // DW_SLICES: at most so many blocks share a weight's gradient
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ / 100 == 9
+enum { DW_BLOCKS = 4 };  // with 27 taps: as many blocks as a multiprocessor holds without a spilled register
+#else
+enum { DW_BLOCKS = 3 };
+#endif
 
 typedef struct { int T, H, W, C, row_groups, strips, frame_groups, total; } DwconvUnits;
 
@@ -1173,7 +1190,7 @@ __device__ static inline float dwconv_load(const floatX *x, DwconvUnits u, int4 
 // gelu = gelu(out); out or gelu may be NULL. out, gelu, inp (B, T, H, W, C); weight (C, KT*9); bias (C) or NULL. sum[..][j]
 // belongs to column w - 1 + j when w is loaded.
 template <int KT, int FRAMES, int ROWS>
-__global__ static void __launch_bounds__(32 * DW_WARPS)
+__global__ static void __launch_bounds__(32 * DW_WARPS, KT == 3 ? DW_BLOCKS : 8)
 dwconv_kernel(floatX *out, floatX *gelu, const floatX *inp, const float *weight, int turned, const float *bias, DwconvUnits u) {
     const int TAPS = KT * 9;
     __shared__ float taps[32 * TAPS];  // of the block's channels, as they lie in memory: an odd number each, no conflicts
@@ -1233,7 +1250,7 @@ static void dwconv_forward_cuda(floatX *out, floatX *gelu, const floatX *inp, co
 // partial (slices, KT*9 + 1, C): sums over a slice's tokens of dout * inp[token + tap], and of dout for the bias. Block x has
 // slice x, every slices-th group of DW_WARPS units. dy[..][j] is column w - 1 + j of dout when column w of inp is loaded.
 template <int KT, int FRAMES, int ROWS>
-__global__ static void __launch_bounds__(32 * DW_WARPS)
+__global__ static void __launch_bounds__(32 * DW_WARPS, KT == 3 ? DW_BLOCKS : 7)
 dwconv_dweight_kernel(float *partial, const floatX *dout, const floatX *inp, DwconvUnits u) {
     const int SUMS = KT * 9 + 1;
     __shared__ float sums[DW_WARPS][SUMS][32];
@@ -1302,43 +1319,60 @@ static void dwconv_backward_cuda(floatX *dinp, float *dweight, float *dbias, con
 // Dense convolutions are products of patches with the kernels, as on the CPU. Here a patch's numbers stand in the order
 // (ky, kx, c), channels last, so that they are read and written in runs; the weights are brought into the same order first.
 
-enum { CONV_COL = 16777216 };  // floats of patches at a time: 64 MiB (or one frame's)
+enum { CONV_COL = 16777216 };  // numbers of patches at a time (or one frame's)
+enum { MANY = 16 / sizeof(floatX) };  // numbers in 16 bytes
 
-typedef struct { int H, W, C, OH, OW, O, k, stride, pad, patch, chunk; } ConvShape;  // chunk: frames at a time
+// patch: k*k*C and zeros up to a multiple of 8, for tensor cores want 16 bytes; chunk: frames at a time
+typedef struct { int H, W, C, OH, OW, O, k, stride, pad, patch, chunk; } ConvShape;
 
 static ConvShape conv_shape(int N, int H, int W, int C, int O, int k, int stride, int pad) {
-    ConvShape s = {H, W, C, conv_size(H, k, stride, pad), conv_size(W, k, stride, pad), O, k, stride, pad, C * k * k, 0};
+    ConvShape s = {H, W, C, conv_size(H, k, stride, pad), conv_size(W, k, stride, pad), O, k, stride, pad,
+                   ceil_div(C * k * k, 8) * 8, 0};
     s.chunk = max_int(1, min_int(N, (int)(CONV_COL / ((size_t)s.OH * s.OW * s.patch))));
     return s;
 }
 
-// turned (O, taps, C) = weight (O, C, taps); back: weight += turned
-__global__ static void conv_turn_kernel(floatX *turned, const floatX *weight, int n, int C, int taps) {
-    int i = blockIdx.x * blockDim.x + threadIdx.x, c = i % C, tap = i / C % taps, o = i / (C * taps);
-    if (i < n) turned[i] = weight[((size_t)o * C + c) * taps + tap];
+// turned (O, patch) = weight (O, C, k*k) in the order (k*k, C), and zeros; back: weight += turned
+__global__ static void conv_turn_kernel(floatX *turned, const floatX *weight, ConvShape s) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x, o = i / s.patch, j = i % s.patch, c = j % s.C, tap = j / s.C, taps = s.k * s.k;
+    if (o < s.O) turned[i] = tap < taps ? weight[((size_t)o * s.C + c) * taps + tap] : (floatX)0.0f;
 }
-__global__ static void conv_turn_back_kernel(float *weight, const float *turned, int n, int C, int taps) {
-    int i = blockIdx.x * blockDim.x + threadIdx.x, c = i % C, tap = i / C % taps, o = i / (C * taps);
-    if (i < n) weight[((size_t)o * C + c) * taps + tap] += turned[i];
+__global__ static void conv_turn_back_kernel(float *weight, const float *turned, ConvShape s) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x, o = i / s.patch, j = i % s.patch, c = j % s.C, tap = j / s.C, taps = s.k * s.k;
+    if (o < s.O && tap < taps) weight[((size_t)o * s.C + c) * taps + tap] += turned[i];
 }
 
-// col (frames*OH*OW, k*k*C) = the patches of inp (frames, H, W, C), zeros outside: a block per patch. F is floatX or 16
-// bytes of it, C and patch are counted in it.
+// number i of the patch at (oy, ox) of a frame of inp, both counted in F, C of which make a pixel
 template <typename F>
-__global__ static void im2col_kernel(F *col, const F *inp, ConvShape s, int C, int patch) {
+__device__ static inline F patch_number(const F *inp, ConvShape s, int frame, int oy, int ox, int i, int C) {
+    int c = i % C, tap = i / C, y = oy * s.stride - s.pad + tap / s.k, x = ox * s.stride - s.pad + tap % s.k;
+    bool inside = y >= 0 && y < s.H && x >= 0 && x < s.W && tap < s.k * s.k;
+    return inside ? inp[(((size_t)frame * s.H + y) * s.W + x) * C + c] : F();
+}
+
+// col (frames*OH*OW, patch) = the patches of inp (frames, H, W, C), zeros outside: a block per patch, 16 bytes a thread
+__global__ static void im2col_kernel(float4 *col, const float4 *inp, ConvShape s, int C, int patch) {
     int ox = blockIdx.x % s.OW, oy = blockIdx.x / s.OW % s.OH, frame = blockIdx.x / (s.OW * s.OH);
-    for (int i = threadIdx.x; i < patch; i += blockDim.x) {
-        int c = i % C, tap = i / C, y = oy * s.stride - s.pad + tap / s.k, x = ox * s.stride - s.pad + tap % s.k;
-        bool inside = y >= 0 && y < s.H && x >= 0 && x < s.W;
-        col[(size_t)blockIdx.x * patch + i] = inside ? inp[(((size_t)frame * s.H + y) * s.W + x) * C + c] : F();
-    }
+    for (int i = threadIdx.x; i < patch; i += blockDim.x)
+        col[(size_t)blockIdx.x * patch + i] = patch_number(inp, s, frame, oy, ox, i, C);
+}
+
+// the same where a pixel is no multiple of 16 bytes, as the images are: they are gathered
+__global__ static void im2col_gather_kernel(floatX *col, const floatX *inp, ConvShape s, size_t n) {
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    int row = (int)(i * MANY / s.patch), first = (int)(i * MANY - (size_t)row * s.patch);
+    int ox = row % s.OW, oy = row / s.OW % s.OH, frame = row / (s.OW * s.OH);
+    union { float4 all; floatX one[MANY]; } some = {};
+    for (int k = 0; k < MANY; k++) some.one[k] = patch_number(inp, s, frame, oy, ox, first + k, s.C);
+    ((float4 *)col)[i] = some.all;
 }
 
 static void im2col_cuda(floatX *col, const floatX *inp, int frames, ConvShape s) {
-    int rows = frames * s.OH * s.OW, many = 16 / (int)sizeof(floatX);  // in 16 bytes
-    float4 *col4 = (float4 *)col; const float4 *inp4 = (const float4 *)inp;
-    if (s.C % many == 0) im2col_kernel<float4><<<rows, 128, 0, stream_cuda>>>(col4, inp4, s, s.C / many, s.patch / many);
-    else im2col_kernel<floatX><<<rows, 128, 0, stream_cuda>>>(col, inp, s, s.C, s.patch);
+    int rows = frames * s.OH * s.OW; size_t n = (size_t)rows * s.patch / MANY;
+    if (s.C % MANY == 0)
+        im2col_kernel<<<rows, 128, 0, stream_cuda>>>((float4 *)col, (const float4 *)inp, s, s.C / MANY, s.patch / MANY);
+    else im2col_gather_kernel<<<blocks_for(n, 256), 256, 0, stream_cuda>>>(col, inp, s, n);
 }
 
 // the transpose of im2col: dinp (frames, H, W, C), each the sum of the patch entries that it was copied to. Row y of the
@@ -1359,9 +1393,9 @@ __global__ static void col2im_kernel(floatX *dinp, const floatX *dcol, ConvShape
 }
 
 static floatX *conv_turned_cuda(const floatX *weight, ConvShape s) {
-    int n = s.O * s.patch;
-    floatX *turned = malloc_activations_cuda((size_t)n);
-    conv_turn_kernel<<<ceil_div(n, 256), 256, 0, stream_cuda>>>(turned, weight, n, s.C, s.k * s.k);
+    size_t n = (size_t)s.O * s.patch;
+    floatX *turned = malloc_activations_cuda(n);
+    conv_turn_kernel<<<blocks_for(n, 256), 256, 0, stream_cuda>>>(turned, weight, s);
     return turned;
 }
 
@@ -1393,8 +1427,7 @@ static void conv_backward_cuda(floatX *dinp, float *dweight, float *dbias, const
         matmul_backward_cuda(col, NULL, NULL, dy, NULL, turned, rows, O, s.patch);
         col2im_kernel<<<blocks_for(pixels, 256), 256, 0, stream_cuda>>>(dinp + n * image, col, s, pixels);
     }
-    int weights = O * s.patch;
-    conv_turn_back_kernel<<<ceil_div(weights, 256), 256, 0, stream_cuda>>>(dweight, dturned, weights, C, k * k);
+    conv_turn_back_kernel<<<blocks_for((size_t)O * s.patch, 256), 256, 0, stream_cuda>>>(dweight, dturned, s);
     add_column_sums_cuda(dbias, dout, N * s.OH * s.OW, O);
     free_check_cuda(col); free_check_cuda(dturned);
     if (turned) free_check_cuda(turned);
@@ -1422,10 +1455,16 @@ static AttentionShape attention_shape(int P, int Pk, int C, int heads) {
     return a;
 }
 
-// tile (64, HD) = rows row0 .. row0+63 of x (rows, C), one head's columns, zeros beyond
+// tile (64, HD) = rows row0 .. row0+63 of x (rows, C), one head's columns, zeros beyond; 16 bytes at a time if a head has
+// whole ones: then they are aligned, for so are x, a row and a tile's row
 template <int HD>
 __device__ static inline void tile_load(floatX *tile, const floatX *x, int row0, int rows, AttentionShape a) {
-    for (int i = threadIdx.x; i < TILE * HD; i += 256) {
+    for (int i = threadIdx.x; i < TILE * HD / MANY && a.hd % MANY == 0; i += 256) {
+        int row = i / (HD / MANY), d = i % (HD / MANY) * MANY;
+        *(float4 *)(tile + row * (HD + PAD) + d) =
+            row0 + row < rows && d < a.hd ? *(const float4 *)(x + (size_t)(row0 + row) * a.C + d) : float4();
+    }
+    for (int i = threadIdx.x; i < TILE * HD && a.hd % MANY != 0; i += 256) {
         int row = i / HD, d = i % HD;
         tile[row * (HD + PAD) + d] = row0 + row < rows && d < a.hd ? x[(size_t)(row0 + row) * a.C + d] : (floatX)0.0f;
     }
@@ -1555,7 +1594,7 @@ __device__ static inline float row_max(float x) {
 // the largest score grows, what was summed so far is scaled down. For backward, if there are several tiles of keys:
 // stats (N*heads, P, {largest, 1/sum, sum_d dout out}) instead of out.
 template <int HD>
-__global__ static void __launch_bounds__(256, 2)
+__global__ static void __launch_bounds__(256, 3)
 attention_forward_kernel(floatX *out, float *stats, const floatX *dout, const floatX *q, const floatX *k, const floatX *v,
                          AttentionShape a) {
     extern __shared__ float shared[];
@@ -2378,14 +2417,17 @@ static void twin_init(Model *m) {
 }
 
 static void plan_cuda(Model *m, int B, int T, int H, int W, int training, int all_frames, int verbose) {
+    Model *t = &twin.model;
     if (twin.of != m) twin_init(m);
+    // asked before every batch: as long as nothing is different, what was recorded stays
+    else if (t->B == B && t->T == T && t->H == H && t->W == W && t->training == training && t->all_frames == all_frames) return;
     if (twin.replay) {
         settle_cuda();
         cudaCheck(cudaGraphExecDestroy(twin.replay));
     }
     twin.replay = NULL, twin.passes = 0;
     size_t clips = (size_t)B * H * W, outputs = all_frames ? clips * T : clips;
-    model_plan(&twin.model, B, T, H, W, training, all_frames, verbose);
+    model_plan(t, B, T, H, W, training, all_frames, verbose);
     if (twin.pixels < clips * T || twin.clips < clips) {
         free_check(twin.images), free_check(twin.mask), free_check(twin.first_mask);
         settle_cuda();
@@ -2396,8 +2438,9 @@ static void plan_cuda(Model *m, int B, int T, int H, int W, int training, int al
         cudaCheck(cudaMallocHost((void **)&twin.staging, 3 * twin.pixels * sizeof(floatX)));
     }
     if (twin.logits_size < outputs) {
-        free(twin.logits);
-        twin.logits = malloc_floats_host(outputs), twin.logits_size = outputs;
+        cudaCheck(cudaFreeHost(twin.logits));
+        cudaCheck(cudaMallocHost((void **)&twin.logits, outputs * sizeof(float)));
+        twin.logits_size = outputs;
     }
     m->logits = twin.logits;
 }

@@ -16,6 +16,7 @@ fail() { echo "gpu.sh: $*" >&2; exit 1; }
 steps=${*:-$ALL}
 for step in $steps; do case " $ALL " in *" $step "*) ;; *) fail "no step $step; there are $ALL" ;; esac; done
 export PATH="$PATH:${CUDA_HOME:-/usr/local/cuda}/bin" OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export GOMP_SPINCOUNT=50000  # else the program sets it by starting itself again, which profilers do not follow
 name=
 if [ "$steps" != build ]; then
     command -v nvidia-smi > /dev/null || fail "nvidia-smi: not found; install NVIDIA's driver"
@@ -140,10 +141,16 @@ step_ranks() {
 step_sanitize() {
     local tool
     command -v compute-sanitizer > /dev/null || { missing "compute-sanitizer: not found"; return; }
-    for tool in memcheck racecheck initcheck; do
+    # the tests' memory is managed, so what is not initialised, and what arenas and pool do, is seen in an epoch of the program
+    local epoch=(--train data/phantom_val.bin --val data/phantom_val.bin --affine data/phantom_train_affine.safetensors --epochs 1)
+    for tool in memcheck racecheck; do
         beside $tool 240 compute-sanitizer --tool $tool --error-exitcode 9 "$fp32/test_vivimcu" op golden model.hash_odd
     done
     beside "memcheck BF16" 240 compute-sanitizer --tool memcheck --error-exitcode 9 "$bf16/test_vivimcu" op golden
+    for tool in memcheck initcheck; do
+        beside "$tool, program" 240 compute-sanitizer --tool $tool --error-exitcode 9 "$fp32/train_vivimcu" "${epoch[@]}" \
+            --out "$work/$tool"
+    done
     wait
 }
 

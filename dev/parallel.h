@@ -29,6 +29,14 @@ static struct {
     int sockets[1024];            // VIVIM_TCP: rank 0's to every other; sockets[0] of the others to rank 0
 } parallel = {0, 1, 0, 1, 0, 0, 0, {0}};
 
+#if defined(USE_MPI)
+#define PARALLEL_BUILD "it is built with MPI; start it with the mpirun of that MPI"
+#elif defined(VIVIM_TCP)
+#define PARALLEL_BUILD "it is built for torchrun; for mpirun, make it with USE_MPI=1"
+#else
+#define PARALLEL_BUILD "it is built for one process; make it with USE_MPI=1 and start it with mpirun"
+#endif
+
 enum { MAX_RANKS = sizeof parallel.sockets / sizeof parallel.sockets[0] };
 
 #if defined(VIVIM_TCP) && !defined(USE_MPI)
@@ -211,11 +219,13 @@ static inline void parallel_start(int *argc, char ***argv) {
 #elif defined(VIVIM_TCP)
     if (getenv("WORLD_SIZE")) parallel.ranks = tcp_environment("WORLD_SIZE", 1, MAX_RANKS);
     if (parallel.ranks > 1) parallel.rank = tcp_environment("RANK", 0, parallel.ranks - 1), tcp_connect();
-#else
-    const char *ranks = getenv("OMPI_COMM_WORLD_SIZE") ? getenv("OMPI_COMM_WORLD_SIZE") : getenv("PMI_SIZE");
-    if (ranks && atoi(ranks) > 1)
-        fail("is built without MPI: mpirun would start %s trainings of their own; use USE_MPI=1 make train_vivim", ranks);
 #endif
+    // started as one of several by something that this build does not listen to: each would train on its own, in the same --out
+    static const char *const COUNTS[] = {"WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"};
+    for (int i = 0; i < 4 && parallel.ranks == 1; i++)
+        if (getenv(COUNTS[i]) && atoi(getenv(COUNTS[i])) > 1)
+            fail("%s=%s says that there are more processes, but this one knows of none: " PARALLEL_BUILD, COUNTS[i],
+                 getenv(COUNTS[i]));
     if (parallel.ranks > MAX_RANKS) fail("%d processes are too many, %d the most", parallel.ranks, (int)MAX_RANKS);
     if (parallel.ranks == 1) return;
     if (parallel.rank > 0 && freopen("/dev/null", "w", stdout) == NULL) fail("/dev/null: %s", strerror(errno));

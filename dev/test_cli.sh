@@ -357,6 +357,12 @@ test_options() {
     refuse "--batch with --stride" "--batch: --stride" "$train" --eval --stride 2 --batch 2
     accept "--help beside anything" "$train" --lr 1 --predict x --help
 
+    # one of several processes, as far as the environment knows, in a build that does not talk to the others
+    for count in WORLD_SIZE OMPI_COMM_WORLD_SIZE PMI_SIZE SLURM_STEP_NUM_TASKS; do
+        refuse "$count=2" "$count=2 USE_MPI=1" env $count=2 "$train" --out new/out
+        accept "$count=1" env $count=1 "$train" --help
+    done
+
     refuse "--train ''" "--train" "$train" --train '' --val good.bin --out new/out
     refuse "--val ''" "--val" "$train" --train good.bin --val '' --out new/out
 }

@@ -25,7 +25,7 @@ export OMP_NUM_THREADS OMP_WAIT_POLICY LC_ALL
 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_mpi_yield_when_idle=1
 export OMPI_ALLOW_RUN_AS_ROOT OMPI_ALLOW_RUN_AS_ROOT_CONFIRM OMPI_MCA_rmaps_base_oversubscribe OMPI_MCA_mpi_yield_when_idle
-mpirun -n 2 "$train" --help 2>&1 | grep -q "without MPI" && { echo "test_mpi.sh: $train: built without USE_MPI=1" >&2; exit 1; }
+mpirun -n 2 "$train" --help 2>&1 | grep -q "built for one process" && { echo "test_mpi.sh: $train: built without USE_MPI=1" >&2; exit 1; }
 
 bad=0 good=0 worst_loss=0 worst_weight=0
 wrong() { echo "FAILED $*"; bad=$((bad + 1)); tail -n 5 log errors 2> /dev/null; }
