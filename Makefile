@@ -210,8 +210,10 @@ build/%_emu.cpp: dev/%.cu dev/cudaemu.sed
 	sed -f dev/cudaemu.sed $< > $@
 $(LAB_EMU): dev/%_emu: build/%_emu.cpp build/lab_cuda.h build/scan_cuda.h build/train_vivim_emu.cpp dev/cudaemu.h dev/lab.h
 	$(CXX) $(EMU_FLAGS) -Idev $< -o $@
-lab_emu: $(LAB_EMU)
-	for program in $(LAB_EMU); do echo $$program; $$program all || exit 1; done
+LAB_RUNS = $(LAB_EMU:%=run_%)
+lab_emu: $(LAB_RUNS)
+$(LAB_RUNS): run_%: %
+	$* all
 
 prepro: $(PREPRO)
 
@@ -227,30 +229,30 @@ data/phantom_val.bin: | prepro/phantom
 data/phantom_train_affine.safetensors: | data/phantom_train.bin prepro/affine
 	prepro/affine --shard data/phantom_train.bin --out $@
 
-# threads that wait must not hold a core that others need (train_vivim sees to that itself)
-test: export GOMP_SPINCOUNT ?= 50000
-test: $(TESTS) train_vivim prepro $(DEV) $(LAB) data
-	./test_vivim
-	./test_vivim_double
-	dev/test_metrics
-	dev/test_cli.sh
-	dev/test_resume.sh
-	dev/test_pictures.sh
-	dev/test_evaluate.sh
-	dev/test_mixers.sh
-	dev/test_lab.sh
-	dev/test_gpu_sh.sh
+# Each test is a target of its own, for `make -j2 -O test`. Threads that wait must not hold a core that others need
+# (train_vivim sees to that itself).
+RUNS = $(TESTS:%=run_%) $(addprefix run_dev/test_,$(addsuffix .sh,cli resume pictures evaluate mixers lab gpu_sh))
+test: $(RUNS)
+$(RUNS): export GOMP_SPINCOUNT ?= 50000
+$(RUNS): run_%: $(TESTS) train_vivim prepro $(DEV) $(LAB) data
+	./$*
 
-test_emu: export ASAN_OPTIONS = detect_leaks=0
-MIXERS_EMU = $(if $(filter FP32,$(PRECISION)),dev/mixers_emu)
-test_emu: test_vivim_emu train_vivim_emu train_vivim prepro $(MIXERS_EMU)
+EMU_RUNS = run_dev/test_cudaemu.sh $(EMU_ORDERS:%=run_order_%) run_device_emu $(if $(filter FP32,$(PRECISION)),run_mixers_emu)
+test_emu: $(EMU_RUNS)
+$(EMU_RUNS): export ASAN_OPTIONS = detect_leaks=0
+run_dev/test_cudaemu.sh:
 	dev/test_cudaemu.sh
-	for order in $(EMU_ORDERS); do echo "order: $$order"; CUDAEMU_ORDER=$$order ./test_vivim_emu $(EMU_TESTS) || exit 1; done
+$(EMU_ORDERS:%=run_order_%): run_order_%: test_vivim_emu
+	CUDAEMU_ORDER=$* ./test_vivim_emu $(EMU_TESTS)
+run_device_emu: train_vivim_emu train_vivim prepro
 	dev/test_device.sh ./train_vivim_emu $(if $(filter BF16,$(PRECISION)),5e-2)
-	$(if $(MIXERS_EMU),CUDAEMU_ORDER=7 $(MIXERS_EMU) --check)
+run_mixers_emu: dev/mixers_emu
+	CUDAEMU_ORDER=7 dev/mixers_emu --check
 
 test_races: test_vivim_races  # of the operations' kernels
 	./test_vivim_races op
+
+.PHONY: $(RUNS) $(EMU_RUNS) $(LAB_RUNS)
 
 clean:
 	rm -rf build train_vivim_emu test_vivim_emu test_vivim_races train_vivimcu test_vivimcu dev/mixers_cu dev/mixers_emu $(LAB_CU) $(LAB_EMU)
