@@ -23,7 +23,7 @@ else
 CFLAGS += -Wno-unknown-pragmas
 endif
 ifeq ($(SANITIZE),1)
-CFLAGS += -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1
+CFLAGS += -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -O1 -DHELD_OUT_PAIRS=256
 endif
 ifeq ($(WERROR),1)
 CFLAGS += -Werror
@@ -87,7 +87,7 @@ NVCC_LIBS  = -lcublas -lcublasLt $(if $(NCCL_LIB),-L$(dir $(NCCL_LIB)) -lnccl -X
 NO_NVCC    = the CUDA Toolkit is needed, and nvcc is not in PATH, $$CUDA_HOME/bin or /usr/local/cuda/bin (set CUDA_HOME)
 
 # The same without a GPU: dev/cudaemu.h runs the kernels on the CPU, under the sanitizers, in three orders of blocks, warps and lanes
-EMU_FLAGS  = -std=c++17 -g -O1 -Wall -Wno-unused-function -Wno-unknown-pragmas -Wno-sign-compare -fsanitize=address,undefined \
+EMU_FLAGS  = -std=c++17 -g1 -O1 -Wall -Wno-unused-function -Wno-unknown-pragmas -Wno-sign-compare -fsanitize=address,undefined \
              -fno-sanitize-recover=all -include dev/cudaemu.h -I. -Ibuild -MMD -MP -DNO_NCCL \
              $(PRECISION_FLAG)
 EMU_ORDERS = forward reverse 7
@@ -237,7 +237,7 @@ $(RUNS): export GOMP_SPINCOUNT ?= 50000
 $(RUNS): run_%: $(TESTS) train_vivim prepro $(DEV) $(LAB) data
 	./$*
 
-EMU_RUNS = run_dev/test_cudaemu.sh $(EMU_ORDERS:%=run_order_%) run_device_emu $(if $(filter FP32,$(PRECISION)),run_mixers_emu)
+EMU_RUNS = $(if $(filter FP32,$(PRECISION)),run_dev/test_cudaemu.sh) $(EMU_ORDERS:%=run_order_%) run_device_emu $(if $(filter FP32,$(PRECISION)),run_mixers_emu)
 test_emu: $(EMU_RUNS)
 $(EMU_RUNS): export ASAN_OPTIONS = detect_leaks=0
 run_dev/test_cudaemu.sh:
@@ -249,8 +249,9 @@ run_device_emu: train_vivim_emu train_vivim prepro
 run_mixers_emu: dev/mixers_emu
 	CUDAEMU_ORDER=7 dev/mixers_emu --check
 
+RACES_TESTS = op
 test_races: test_vivim_races  # of the operations' kernels
-	./test_vivim_races op
+	./test_vivim_races $(RACES_TESTS)
 
 .PHONY: $(RUNS) $(EMU_RUNS) $(LAB_RUNS)
 

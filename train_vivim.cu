@@ -868,12 +868,12 @@ static void sobel_edges_cuda(float *edge, const float *mask, int N, int H, int W
     sobel_edges_kernel<<<grid, BLOCK, 0, stream_cuda>>>(edge, mask, H, W);
 }
 
-enum { EDGE_BLOCKS = 256 };
+enum { EDGE_BLOCKS = 256 };  // at most
 
-// partial (EDGE_BLOCKS, 3): pixels on an edge, sum over them of log(1 + e^-s), sum over the others of log(1 + e^s)
+// partial (blocks, 3): pixels on an edge, sum over them of log(1 + e^-s), sum over the others of log(1 + e^s)
 __global__ static void edgeloss_forward_kernel(double *partial, const float *logits, const float *edge, size_t n) {
     double sums[3] = {0.0, 0.0, 0.0};
-    for (size_t i = (size_t)blockIdx.x * BLOCK + threadIdx.x; i < n; i += (size_t)EDGE_BLOCKS * BLOCK) {
+    for (size_t i = (size_t)blockIdx.x * BLOCK + threadIdx.x; i < n; i += (size_t)gridDim.x * BLOCK) {
         float e = edge[i], loss = softplus_simd(logits[i]) - e * logits[i];
         sums[0] += (double)e; sums[1] += (double)(e * loss); sums[2] += (double)((1.0f - e) * loss);
     }
@@ -885,10 +885,11 @@ __global__ static void edgeloss_forward_kernel(double *partial, const float *log
 
 static double edgeloss_forward_cuda(double *on, const float *logits, const float *edge, size_t n) {
     double partial[EDGE_BLOCKS][3], sum[3] = {0.0, 0.0, 0.0}, *partial_cuda = (double *)malloc_check_cuda(sizeof partial);
-    edgeloss_forward_kernel<<<EDGE_BLOCKS, BLOCK, 0, stream_cuda>>>(partial_cuda, logits, edge, n);
-    to_host(partial, partial_cuda, sizeof partial);
+    int blocks = max_int(1, (int)blocks_for(n < EDGE_BLOCKS * BLOCK ? n : EDGE_BLOCKS * BLOCK, BLOCK));
+    edgeloss_forward_kernel<<<blocks, BLOCK, 0, stream_cuda>>>(partial_cuda, logits, edge, n);
+    to_host(partial, partial_cuda, sizeof partial[0] * (size_t)blocks);
     free_check_cuda(partial_cuda);
-    for (int i = 0; i < EDGE_BLOCKS; i++)
+    for (int i = 0; i < blocks; i++)
         for (int k = 0; k < 3; k++) sum[k] += partial[i][k];
     parallel_sum(sum, 3);
     double ranks = parallel.ranks, all = (double)n * ranks;
