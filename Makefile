@@ -237,7 +237,9 @@ $(RUNS): export GOMP_SPINCOUNT ?= 50000
 $(RUNS): run_%: $(TESTS) train_vivim prepro $(DEV) $(LAB) data
 	./$*
 
-EMU_RUNS = $(if $(filter FP32,$(PRECISION)),run_dev/test_cudaemu.sh) $(EMU_ORDERS:%=run_order_%) run_device_emu $(if $(filter FP32,$(PRECISION)),run_mixers_emu)
+# not of a precision: the emulation itself, and the mixers, which are in float
+EMU_ONCE = run_dev/test_cudaemu.sh run_mixers_emu
+EMU_RUNS = $(if $(filter FP32,$(PRECISION)),$(EMU_ONCE)) $(EMU_ORDERS:%=run_order_%) run_device_emu
 test_emu: $(EMU_RUNS)
 $(EMU_RUNS): export ASAN_OPTIONS = detect_leaks=0
 run_dev/test_cudaemu.sh:
@@ -253,7 +255,7 @@ RACES_TESTS = op
 test_races: test_vivim_races  # of the operations' kernels
 	./test_vivim_races $(RACES_TESTS)
 
-.PHONY: $(RUNS) $(EMU_RUNS) $(LAB_RUNS)
+.PHONY: $(RUNS) $(EMU_ONCE) $(EMU_RUNS) $(LAB_RUNS)
 
 clean:
 	rm -rf build train_vivim_emu test_vivim_emu test_vivim_races train_vivimcu test_vivimcu dev/mixers_cu dev/mixers_emu $(LAB_CU) $(LAB_EMU)

@@ -150,8 +150,10 @@ static void slices_sum(float *partial, size_t n) {
 // ---------------------------------------------------------------------------------------------------------------------
 // 2 ELEMENTARY FUNCTIONS THAT VECTORISE
 //
-// exp2_simd, exp_simd, log1p_simd and normal_cdf_simd are branch-free polynomials, for libm's functions are calls that stop a
-// loop from being vectorised. Of them are made sigmoid_simd, silu_simd, softplus_simd, gelu_simd; .._grad_simd: derivatives.
+// exp2_simd(x) = 2^x, exp_simd(x) = e^x, log1p_simd(u) = log(1 + u) for 0 <= u <= 1 and normal_cdf_simd(x) = P(X <= x) of a
+// standard normal X are branch-free polynomials, for libm's functions are calls that stop a loop from being vectorised. So
+//     sigmoid(x) = 1/(1 + e^-x),   silu(x) = x sigmoid(x),   softplus(x) = log(1 + e^x),   gelu(x) = x P(X <= x)
+// are sigmoid_simd, silu_simd, softplus_simd, gelu_simd, and silu_grad_simd, gelu_grad_simd derivatives. NaN stays NaN.
 #include "dev/elementary.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -422,7 +424,7 @@ static void attention_forward(float *out, const float *q, const float *k, const 
 }
 
 // With prob as in forward:  dv = prob^T dout;  dprob = dout v^T;  ds = prob (dprob - sum_keys(dprob prob)) / sqrt(hd);
-// dq = ds k;  dk = ds^T q.  dk and dv sum over queries: in fixed slices, added in order.
+// dq = ds k;  dk = ds^T q.  dk and dv sum over queries: in fixed slices, added in order. dq, dout as q, dk, dv as k above.
 static void attention_backward(float *dq, float *dk, float *dv, const float *dout, const float *q, const float *k,
                                const float *v, int N, int P, int Pk, int C, int heads) {
     int hd = C / heads, slices = query_slices(P); float scale = 1.0f / sqrtf((float)hd);
@@ -816,7 +818,7 @@ static void softplus_backward(float *dx, const float *y, size_t n) {
     for (size_t i = 0; i < n; i++) dx[i] *= 1.0f - exp_simd(-y[i]);
 }
 
-// gated = y * SiLU(z) / directions, z the second half of xz's rows
+// gated (rows, D) = scale * y * SiLU(z), scale = 1 / number of directions: y (rows, D), z the second half of xz's rows (rows, 2D)
 static void gate_forward(float *gated, const float *y, const float *xz, float scale, int rows, int D) {
     #pragma omp parallel for schedule(static)
     for (int r = 0; r < rows; r++) {
@@ -826,7 +828,8 @@ static void gate_forward(float *gated, const float *y, const float *xz, float sc
     }
 }
 
-// gated again; dy = dgated * SiLU(z) * scale (dy may be dgated); dz = dgated * y * SiLU'(z) * scale, second half of dxz's rows
+// gated again; dy = dgated * SiLU(z) * scale (dy may be dgated); dz = dgated * y * SiLU'(z) * scale, second half of dxz's rows;
+// shapes as in forward
 static void gate_backward(float *gated, float *dy, float *dxz, const float *dgated, const float *y, const float *xz,
                           float scale, int rows, int D) {
     #pragma omp parallel for schedule(static)
@@ -903,8 +906,8 @@ static void bilinear_add3(float *out, const float *a, const float *b, const floa
     }
 }
 
-// The transpose, axis by axis: each output pixel's gradient goes to its two source pixels along the row, then each source
-// row gathers the output rows that read it.
+// dinp (N, H, W, C) from dout (N, OH, OW, C): the transpose, axis by axis. Each output pixel's gradient goes to its two source
+// pixels along the row, then each source row gathers the output rows that read it.
 static void bilinear_backward(float *dinp, const float *dout, int N, int H, int W, int OH, int OW, int C) {
     float *drows = malloc_floats((size_t)N * OH * W * C);  // (N, OH, W, C)
     #pragma omp parallel for schedule(static)
@@ -1074,7 +1077,7 @@ static void segloss_weight(float *weight, const float *mask, int H, int W) {
     free(column);
 }
 
-// Returns the loss. weight (B, H, W) and sums (B, 3) = {I, U, sum of weights} are kept for backward.
+// Returns the loss. logits, mask (B, H, W); weight (B, H, W) and sums (B, 3) = {I, U, sum of weights} are kept for backward.
 static double segloss_forward(float *weight, double *sums, const float *logits, const float *mask, int B, int H, int W,
                               int weighted) {
     size_t n = (size_t)H * W;
@@ -2133,7 +2136,7 @@ static void model_update(Model *m, double lr) {
 
 #endif
 #if VIVIM_PART != 2
-enum { AFFINE_HIDDEN = 1000, AFFINE_BOTTLENECK = 32 };
+enum { AFFINE_HIDDEN = 1000, AFFINE_BOTTLENECK = 32 };  // widths of its two hidden layers
 
 typedef struct {
     Model net;            // only its table of tensors is used: parameters, and while F itself is trained their gradients

@@ -1067,9 +1067,9 @@ __global__ static void bias_rows_kernel(F *C, int ldc, const F *bias, int M, int
 // C^T = op(B)^T op(A)^T, so the factors change places, and nothing is transposed in memory.
 typedef struct { int M, N, K, lda, ldb, ldc, transA, transB; cudaDataType_t type, C_type; } CublasShape;
 
-// What cuBLASLt wants to know of a product, and the kernel that it chose; found: 0 if it has none
+// What cuBLASLt wants to know of a product, and the kernel that it chose; found: 0 if it has none. product: NULL in a free place
 typedef struct {
-    CublasShape shape; cublasLtMatmulDesc_t product; cublasLtMatrixLayout_t a, b, c; cublasLtMatmulAlgo_t algo; int used, found;
+    CublasShape shape; cublasLtMatmulDesc_t product; cublasLtMatrixLayout_t a, b, c; cublasLtMatmulAlgo_t algo; int found;
 } KnownProduct;
 
 static void describe_product(KnownProduct *p, CublasShape shape) {
@@ -1077,7 +1077,7 @@ static void describe_product(KnownProduct *p, CublasShape shape) {
     cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
     cublasLtMatmulPreference_t wish; cublasLtMatmulHeuristicResult_t result; int results = 0; size_t room = WORKSPACE;
     uint32_t aligned = 16, sums = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;  // sums that blocks share: never in bfloat16
-    p->shape = shape, p->used = 1;
+    p->shape = shape;
     cublasCheck(cublasLtMatmulDescCreate(&p->product, COMPUTE, CUDA_R_32F));
     cublasCheck(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_TRANSA, &opB, sizeof opB));
     cublasCheck(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_TRANSB, &opA, sizeof opA));
@@ -1107,12 +1107,12 @@ static int matmul_bias_lt(void *C, const void *A, const void *B, const void *bia
     static int count;
     float one = 1.0f, beta = accumulate ? 1.0f : 0.0f; size_t at = 0;
     if (((uintptr_t)C | (uintptr_t)A | (uintptr_t)B | (uintptr_t)bias) % 16) return 0;
-    const int sizes[] = {shape.M, shape.N, shape.K, shape.ldc, shape.transA, shape.transB, shape.C_type};
-    for (int size : sizes) at = (at ^ (size_t)size) * 1099511628211u;
-    for (at = at >> 20; known[at % SHAPES].used && memcmp(&known[at % SHAPES].shape, &shape, sizeof shape) != 0;) at++;
+    for (size_t k = 0; k < sizeof shape; k++) at = (at ^ ((const unsigned char *)&shape)[k]) * 1099511628211u;  // FNV-1a
+    at >>= 20;  // the next free place from here on; there always is one
+    while (known[at % SHAPES].product && memcmp(&known[at % SHAPES].shape, &shape, sizeof shape) != 0) at++;
     KnownProduct *p = &known[at % SHAPES];
-    if (!p->used && count == SHAPES / 2) return 0;
-    if (!p->used) count++, describe_product(p, shape);
+    if (!p->product && count == SHAPES / 2) return 0;
+    if (!p->product) count++, describe_product(p, shape);
     if (!p->found) return 0;
     cublasCheck(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
     cublasCheck(cublasLtMatmul(cublaslt_cuda, p->product, &one, B, p->b, A, p->a, &beta, C, p->c, C, p->c, &p->algo,

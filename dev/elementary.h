@@ -1,9 +1,8 @@
 /* elementary.h - exp, log, the normal distribution and what is made of them, so that compilers vectorise loops over them.
    Header only.
 
-   Included by train_vivim.c, section 2. libm's expf and erff are calls that no compiler vectorises without fast-math, and
-   fast-math would hide NaN. These are branch-free polynomials instead: inside `#pragma omp simd` loops they run 16 lanes at
-   a time. NaN stays NaN. Kernels of train_vivim.cu call them, too. */
+   Included by train_vivim.c, section 2, which says what each is. Inside `#pragma omp simd` loops they run 16 lanes at a time,
+   without fast-math, which would hide NaN. Kernels of train_vivim.cu call them, too. */
 #ifndef VIVIM_ELEMENTARY_H
 #define VIVIM_ELEMENTARY_H
 

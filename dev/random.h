@@ -1,7 +1,6 @@
 /* random.h - counter-based random numbers. Header only.
 
-   Included by train_vivim.c, section 3. A random number is a hash of (seed, stream, step, index), not the next one of a
-   sequence: any thread, a GPU, or a resumed run gets the same value without knowing what was drawn before it. */
+   Included by train_vivim.c, section 3, which says why. */
 #ifndef VIVIM_RANDOM_H
 #define VIVIM_RANDOM_H
 

@@ -159,5 +159,10 @@ for how in kill signal; do
     same "resumed after a $how"
 done
 
+# what another launcher started is not several independent trainings
+WORLD_SIZE=2 "$train" $options --out "$work/alone" > log 2> errors < /dev/null
+must "WORLD_SIZE=2 without mpirun" [ $? -eq 1 ]
+must "WORLD_SIZE=2 without mpirun: says why" grep -q "WORLD_SIZE=2 .*mpirun" errors
+
 echo "test_mpi.sh: losses within $worst_loss, weights within $worst_weight (NMSE); $good passed, $bad failed"
 [ "$bad" -eq 0 ]
