@@ -251,7 +251,7 @@ run_device_emu: train_vivim_emu train_vivim prepro
 run_mixers_emu: dev/mixers_emu
 	CUDAEMU_ORDER=7 dev/mixers_emu --check
 
-RACES_TESTS = op
+RACES_TESTS = op ^op.matmul  # whose kernels are cuBLAS's
 test_races: test_vivim_races  # of the operations' kernels
 	./test_vivim_races $(RACES_TESTS)
 
