@@ -866,6 +866,54 @@ static void make_gate(Op *op) {
     op->oracle = oracle_gate;
 }
 
+// dt: n = rows, D, R, extra. softplus(W delta + b), delta being R of R + extra columns; its backward as the graph has it
+static void run_dt(Op *op, int backward) {
+    int rows = op->n[0], D = op->n[1], R = op->n[2], ld = R + op->n[3]; OpTensor *x = op->x;
+    dt_forward(op->y.data, x[0].data, ld, x[1].data, x[2].data, rows, D, R);
+    if (!backward) return;
+    float *dv = op_work(op, 0, op->y.numel);
+    settle();
+    memcpy(dv, op->y.grad, op->y.numel * sizeof(float));
+    memset(x[0].grad, 0, x[0].numel * sizeof(float));
+    dt_backward(dv, x[2].grad, op->y.data, rows, D);
+    matmul(x[0].grad, ld, dv, D, 0, x[1].data, R, 0, NULL, rows, R, D, 0);
+    matmul(x[1].grad, R, dv, D, 1, x[0].data, ld, 0, NULL, D, R, rows, 1);
+}
+
+#ifdef VIVIM_CUDA
+static void host_dt(Op *op, float **grads) {
+    int rows = op->n[0], D = op->n[1], R = op->n[2], ld = R + op->n[3];
+    const OpTensor *x = op->x;
+    float *dv = copy_of(op->t, op->y.grad, op->y.numel);
+    fill(grads[0], x[0].numel, 0.0); fill(grads[1], x[1].numel, 0.0); fill(grads[2], x[2].numel, 0.0);
+    (dt_backward)(dv, grads[2], op->y.data, rows, D);
+    (matmul)(grads[0], ld, dv, D, 0, x[1].data, R, 0, NULL, rows, R, D, 0);
+    (matmul)(grads[1], R, dv, D, 1, x[0].data, ld, 0, NULL, D, R, rows, 1);
+}
+#endif
+
+static void oracle_dt(Op *op, float *y) {
+    int rows = op->n[0], D = op->n[1], R = op->n[2], ld = R + op->n[3];
+    for (int r = 0; r < rows; r++) for (int d = 0; d < D; d++) {
+        double v = (double)op->x[2].data[d];
+        for (int k = 0; k < R; k++) v += (double)op->x[0].data[(size_t)r * ld + k] * (double)op->x[1].data[(size_t)d * R + k];
+        y[(size_t)r * D + d] = (float)log1p(exp(v));
+    }
+}
+
+static void make_dt(Op *op) {
+    size_t rows = (size_t)op->n[0], D = (size_t)op->n[1], R = (size_t)op->n[2];
+    op_tensor(op, "x_dbl", INPUT, rows * (R + (size_t)op->n[3]));
+    op_tensor(op, "w", PARAM, D * R);
+    op_tensor(op, "b", PARAM, D)->scale = 4.0;
+    op_output(op, rows * D, 0);
+    op->run = run_dt;
+    op->oracle = oracle_dt;
+#ifdef VIVIM_CUDA
+    op->host = host_dt;
+#endif
+}
+
 // relu: n = elements. In place, and so is its gradient
 static void run_relu(Op *op, int backward) {
     size_t n = (size_t)op->n[0];
@@ -1551,6 +1599,12 @@ static const OpRow OP_ROWS[] = {
     { "gate", make_gate, { 1, 1 }, 1e-6, 0 },
     { "gate", make_gate, { 3, 7 }, 1e-6, 0 },
     { "gate", make_gate, { 37, 66 }, 1e-6, 0 },
+    { "dt", make_dt, { 1, 1, 1, 0 }, 1e-6, 0 },
+    { "dt", make_dt, { 3, 7, 2, 5 }, 1e-6, 0 },
+    { "dt", make_dt, { 37, 66, 5, 3 }, 1e-6, 0 },
+    { "dt", make_dt, { 131, 132, 32, 8 }, 1e-6, 0 },
+    { "dt", make_dt, { 2, 1024, 10, 6 }, 1e-6, 0 },
+    { "dt", make_dt, { 8201, 129, 2, 1 }, 1e-6, 0 },  // more rows than a grid takes at once
     { "relu", make_relu, { 1 }, 1e-9, 0 },
     { "relu", make_relu, { 17 }, 1e-9, 0 },
     { "relu", make_relu, { 1031 }, 1e-9, 0 },

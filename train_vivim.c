@@ -807,15 +807,39 @@ static void selective_scan_backward(float *du, float *ddt, float *dBt, float *dC
     free(p.row); free(p.a);
 }
 
-// x = softplus(x) = log(1 + e^x), n elements, in place. Backward needs the result y only: softplus'(v) = sigmoid(v) = 1 - e^-y.
-static void softplus_forward(float *x, size_t n) {
-    #pragma omp parallel for simd schedule(static)
-    for (size_t i = 0; i < n; i++) x[i] = softplus_simd(x[i]);
+// dt (rows, D) = softplus(F.linear(delta, weight, bias)), the step sizes, from a few numbers a token: delta (rows, ld), of which R
+// columns are read; weight (D, R); bias (D). A row is finished while it is in L1.
+static void dt_forward(float *dt, const float *delta, int ld, const float *weight, const float *bias, int rows, int D, int R) {
+    float *columns = malloc_floats((size_t)R * D);  // of weight, as rows
+    for (int d = 0; d < D; d++)
+        for (int k = 0; k < R; k++) columns[(size_t)k * D + d] = weight[(size_t)d * R + k];
+    #pragma omp parallel for schedule(static)
+    for (int r = 0; r < rows; r++) {
+        const float *x = delta + (size_t)r * ld; float *RESTRICT v = dt + (size_t)r * D;
+        memcpy(v, bias, (size_t)D * sizeof(float));
+        for (int k = 0; k < R; k++)
+            #pragma omp simd
+            for (int d = 0; d < D; d++) v[d] += x[k] * columns[(size_t)k * D + d];
+        #pragma omp simd
+        for (int d = 0; d < D; d++) v[d] = softplus_simd(v[d]);
+    }
+    free(columns);
 }
 
-static void softplus_backward(float *dx, const float *y, size_t n) {
-    #pragma omp parallel for simd schedule(static)
-    for (size_t i = 0; i < n; i++) dx[i] *= 1.0f - exp_simd(-y[i]);
+// ddt (rows, D) becomes the gradient before softplus, which dt tells: softplus'(v) = sigmoid(v) = 1 - e^-softplus(v); dbias (D) +=
+// its column sums. Gradients of delta and weight are products with it.
+static void dt_backward(float *ddt, float *dbias, const float *dt, int rows, int D) {
+    float *partial = slices_alloc((size_t)D);  // (SLICES, D)
+    #pragma omp parallel for schedule(static)
+    for (int s = 0; s < SLICES; s++)
+        for (size_t r = slice_start((size_t)rows, s); r < slice_start((size_t)rows, s + 1); r++) {
+            const float *y = dt + r * D; float *dy = ddt + r * D, *sum = partial + (size_t)s * D;
+            #pragma omp simd
+            for (int d = 0; d < D; d++) dy[d] *= 1.0f - exp_simd(-y[d]), sum[d] += dy[d];
+        }
+    slices_sum(partial, (size_t)D);
+    for (int d = 0; d < D; d++) dbias[d] += partial[d];
+    free(partial);
 }
 
 // gated (rows, D) = scale * y * SiLU(z), scale = 1 / number of directions: y (rows, D), z the second half of xz's rows (rows, 2D)
@@ -1689,8 +1713,7 @@ static void scan_inputs(Model *m, const Stage *st, Sublayer *s, int g, floatX *a
     const float *w = m->params; const floatX *wx = m->weights;
     conv1d_silu_forward(a, s->xz, 2 * D, w + p->conv.weight, w + p->conv.bias, g, m->B, m->T, st->P, D, c->d_conv);
     if (compute_x_dbl) matmul(s->x_dbl[g], ld, a, D, 0, wx + p->x_proj, D, 1, NULL, rows, R + 2 * N, D, 0);
-    matmul(dt, D, s->x_dbl[g], ld, 0, wx + p->dt_proj.weight, R, 1, wx + p->dt_proj.bias, rows, D, R, 0);
-    softplus_forward(dt, (size_t)rows * D);
+    dt_forward(dt, s->x_dbl[g], ld, w + p->dt_proj.weight, w + p->dt_proj.bias, rows, D, R);
 }
 
 static void st_mamba_forward(Model *m, const Stage *st, Sublayer *s, floatX *out, const floatX *inp, int accumulate) {
@@ -1740,11 +1763,10 @@ static void st_mamba_backward(Model *m, const Stage *st, Sublayer *s, floatX *di
         scan_inputs(m, st, s, g, a, dt, 0);
         selective_scan_backward(da, ddt, dx_dbl + R, dx_dbl + R + N, ld, dw + p->A_log, dw + p->D, dy, a, dt, Bt, Ct, ld,
                                 w + p->A_log, w + p->D, s->states[g], g, m->B, m->T, st->P, D, N);
-        softplus_backward(ddt, dt, n);
-        // dt = W_dt delta + b: delta is the first R columns of x_dbl
+        // dt = softplus(W_dt delta + b): delta is the first R columns of x_dbl
+        dt_backward(ddt, dw + p->dt_proj.bias, dt, rows, D);
         matmul(dx_dbl, ld, ddt, D, 0, wx + p->dt_proj.weight, R, 0, NULL, rows, R, D, 0);
         matmul(dw + p->dt_proj.weight, R, ddt, D, 1, s->x_dbl[g], ld, 0, NULL, D, R, rows, 1);
-        add_column_sums(dw + p->dt_proj.bias, ddt, rows, D);
         // x_dbl = W_x a
         matmul(da, D, dx_dbl, ld, 0, wx + p->x_proj, D, 0, NULL, rows, D, R + 2 * N, 1);
         matmul(dw + p->x_proj, D, dx_dbl, ld, 1, a, D, 0, NULL, R + 2 * N, D, rows, 1);

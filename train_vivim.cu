@@ -345,7 +345,7 @@ template <typename F> static void add_column_sums_cuda(float *sums, const F *x, 
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// 3 LAYER NORM, GELU, RELU, RESIDUAL; SOFTPLUS AND GATE OF ST-MAMBA
+// 3 LAYER NORM, GELU, RELU, RESIDUAL; STEP SIZES AND GATE OF ST-MAMBA
 
 // out = (inp - mean) rstd weight + bias; out, inp (rows, C), mean, rstd (rows), weight, bias (C). A row is read three times,
 // all but the first from the cache next to the arithmetic.
@@ -439,7 +439,7 @@ static void layernorm_backward_cuda(floatX *dinp, float *dweight, float *dbias, 
 
 // Elementwise operations of n floats: out = op(a), or op(a, b) for the backward ones, a = dout, b what forward left. out may
 // be a or b; NaN stays: 0*a where one would write 0.
-enum { RELU, RELU_BACKWARD, SOFTPLUS, SOFTPLUS_BACKWARD };
+enum { RELU, RELU_BACKWARD };
 
 template <int OP, typename F> __global__ static void elementwise_kernel(F *out, const F *a, const F *b, size_t n) {
     size_t i = first_of_four(); float x[4], y[4];
@@ -448,8 +448,6 @@ template <int OP, typename F> __global__ static void elementwise_kernel(F *out, 
     for (int k = 0; k < 4; k++) {
         if (OP == RELU) x[k] = x[k] > 0.0f ? x[k] : 0.0f * x[k];
         if (OP == RELU_BACKWARD) x[k] = y[k] > 0.0f ? x[k] : 0.0f * x[k];
-        if (OP == SOFTPLUS) x[k] = softplus_simd(x[k]);
-        if (OP == SOFTPLUS_BACKWARD) x[k] *= 1.0f - exp_simd(-y[k]);
     }
     store4(out, x, i, n);
 }
@@ -492,11 +490,78 @@ static void residual_cuda(F *out, const typename Same<F>::type *x, const F *bran
     residual_kernel<F><<<blocks_for(n, 4 * BLOCK), BLOCK, 0, stream_cuda>>>(out, x, branch, scale, n);
 }
 
-// ---- Softplus and gate of ST-Mamba
+// ---- Step sizes and gate of ST-Mamba. A block of 32 lanes x 8 warps takes 128 channels, 4 a lane.
 
-static void softplus_forward_cuda(floatX *x, size_t n) { elementwise<SOFTPLUS, floatX>(x, x, nullptr, n); }
-static void softplus_backward_cuda(floatX *dx, const floatX *y, size_t n) {
-    elementwise<SOFTPLUS_BACKWARD, floatX>(dx, dx, y, n);
+enum { DT_CHANNELS = 128, DT_WARPS = 8, DT_ROWS = 4, DT_RANK = 32, DT_PITCH = DT_CHANNELS + 4 };
+
+// dt (rows, D) = softplus(F.linear(delta, weight, bias)): delta (rows, ld), of which R columns are read; weight (D, R); bias (D).
+// weight's rows of the block lie in shared memory, transposed; a warp reads each of their numbers for 4 rows.
+__global__ static void dt_forward_kernel(floatX *dt, const floatX *delta, int ld, const float *weight, const float *bias, int rows,
+                                         int D, int R) {
+    __shared__ float4 columns[DT_RANK][DT_PITCH / 4];
+    int first = (int)blockIdx.x * DT_CHANNELS, d = first + 4 * (int)threadIdx.x, step = (int)gridDim.y * DT_WARPS * DT_ROWS;
+    float b[4];
+    for (int i = (int)(threadIdx.y * 32 + threadIdx.x); i < DT_CHANNELS * R; i += 32 * DT_WARPS)
+        ((float *)columns[i % R])[i / R] = first + i / R < D ? weight[(size_t)first * R + i] : 0.0f;
+    __syncthreads();
+    if (d >= D) return;
+    load4(b, bias, d, D);
+    for (int r0 = (int)(blockIdx.y * DT_WARPS + threadIdx.y) * DT_ROWS; r0 < rows; r0 += step) {
+        float v[DT_ROWS][4];
+        for (int i = 0; i < DT_ROWS; i++)
+            for (int c = 0; c < 4; c++) v[i][c] = b[c];
+        for (int k0 = 0; k0 < R; k0 += 4) {
+            float x[DT_ROWS][4];
+            #pragma unroll
+            for (int i = 0; i < DT_ROWS; i++) load4(x[i], delta + (size_t)min_int(r0 + i, rows - 1) * ld, k0, R);
+            #pragma unroll
+            for (int k = 0; k < 4; k++) {
+                float4 w = columns[min_int(k0 + k, R - 1)][threadIdx.x];
+                #pragma unroll
+                for (int i = 0; i < DT_ROWS; i++)
+                    v[i][0] += x[i][k] * w.x, v[i][1] += x[i][k] * w.y, v[i][2] += x[i][k] * w.z, v[i][3] += x[i][k] * w.w;
+            }
+        }
+        #pragma unroll
+        for (int i = 0; i < DT_ROWS; i++) {
+            for (int c = 0; c < 4; c++) v[i][c] = softplus_simd(v[i][c]);
+            if (r0 + i < rows) store4(dt + (size_t)(r0 + i) * D, v[i], d, D);
+        }
+    }
+}
+
+static void dt_forward_cuda(floatX *dt, const floatX *delta, int ld, const float *weight, const float *bias, int rows, int D,
+                            int R) {
+    if (rows == 0 || D == 0) return;
+    if (R < 1 || R > DT_RANK) fail("the step sizes have a kernel for dt_rank = 1 to %d, not %d", DT_RANK, R);
+    int columns = ceil_div(D, DT_CHANNELS), enough = max_int(1, 512 / columns);  // at a time
+    dim3 grid((unsigned)columns, (unsigned)min_int(ceil_div(rows, DT_WARPS * DT_ROWS), enough));
+    dt_forward_kernel<<<grid, dim3(32, DT_WARPS), 0, stream_cuda>>>(dt, delta, ld, weight, bias, rows, D, R);
+}
+
+// ddt (rows, D) becomes the gradient before softplus: softplus'(v) = 1 - e^-softplus(v). partial (slices, D): its column sums
+__global__ static void dt_backward_kernel(floatX *ddt, float *partial, const floatX *dt, int rows, int D) {
+    int d = (int)blockIdx.x * DT_CHANNELS + 4 * (int)threadIdx.x, end = d < D ? slice_begin(rows, blockIdx.y + 1) : 0;
+    float y[4], dy[4], sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    for (int r = slice_begin(rows, blockIdx.y) + (int)threadIdx.y; r < end; r += DT_WARPS) {
+        size_t row = (size_t)r * D;
+        load4(y, dt + row, d, D); load4(dy, ddt + row, d, D);
+        for (int c = 0; c < 4; c++) dy[c] *= 1.0f - exp_simd(-y[c]), sum[c] += dy[c];
+        store4(ddt + row, dy, d, D);
+    }
+    for (int c = 0; c < 4; c++) sum[c] = sum_over_y(sum[c]);
+    if (threadIdx.y == 0) store4(partial + (size_t)blockIdx.y * D, sum, d, D);
+}
+
+// and dbias (D) += its column sums
+static void dt_backward_cuda(floatX *ddt, float *dbias, const floatX *dt, int rows, int D) {
+    if (rows == 0 || D == 0) return;
+    int columns = ceil_div(D, DT_CHANNELS), enough = max_int(1, 2048 / columns);
+    dim3 grid((unsigned)columns, (unsigned)min_int(ceil_div(rows, 8 * DT_WARPS), min_int(enough, MAX_SLICES)));
+    float *partial = malloc_floats_cuda((size_t)grid.y * D);
+    dt_backward_kernel<<<grid, dim3(32, DT_WARPS), 0, stream_cuda>>>(ddt, partial, dt, rows, D);
+    finish_sums(dbias, nullptr, nullptr, partial, (int)grid.y, D, 1.0f, 1);
+    free_check_cuda(partial);
 }
 
 // gated (rows, D) = scale * y * SiLU(z), y (rows, D), z the second half of xz's rows (rows, 2D)

@@ -41,7 +41,6 @@ static inline void op_stop(enum OpKind kind, double flops, double bytes) {
     OP_TIMED(OP_LINEAR, (((dinp) != NULL) + ((dweight) != NULL)) * OP_MUL(M, N, K), \
              (((dinp) != NULL) + ((dweight) != NULL)) * OP_SIZES(M, N, K), \
              matmul_backward(dinp, dweight, dbias, dout, inp, weight, M, N, K))
-#define add_column_sums(sums, x, M, N) OP_TIMED(OP_LINEAR, 0, 1.0 * (M) * (N), add_column_sums(sums, x, M, N))
 
 // of F frames; patches are written and read once more
 #define OP_PATCHES(F, H, W, k, st, pad) (1.0 * (F) * conv_size(H, k, st, pad) * conv_size(W, k, st, pad))
@@ -96,8 +95,9 @@ static inline void op_stop(enum OpKind kind, double flops, double bytes) {
 #define relu_forward(x, n) OP_TIMED(OP_POINTWISE, 0, 2.0 * (n), relu_forward(x, n))
 #define relu_backward(dx, y, n) OP_TIMED(OP_POINTWISE, 0, 3.0 * (n), relu_backward(dx, y, n))
 #define residual(out, x, branch, scale, n) OP_TIMED(OP_POINTWISE, 0, (2.0 + ((x) != NULL)) * (n), residual(out, x, branch, scale, n))
-#define softplus_forward(x, n) OP_TIMED(OP_POINTWISE, 0, 2.0 * (n), softplus_forward(x, n))
-#define softplus_backward(dx, y, n) OP_TIMED(OP_POINTWISE, 0, 3.0 * (n), softplus_backward(dx, y, n))
+#define dt_forward(dt, delta, ld, weight, bias, rows, D, R) \
+    OP_TIMED(OP_LINEAR, OP_MUL(rows, D, R), 1.0 * (rows) * ((D) + (R)), dt_forward(dt, delta, ld, weight, bias, rows, D, R))
+#define dt_backward(ddt, dbias, dt, rows, D) OP_TIMED(OP_POINTWISE, 0, 3.0 * (rows) * (D), dt_backward(ddt, dbias, dt, rows, D))
 #define gate_forward(gated, y, xz, scale, rows, D) \
     OP_TIMED(OP_POINTWISE, 0, 3.0 * (rows) * (D), gate_forward(gated, y, xz, scale, rows, D))
 #define gate_backward(gated, dy, dxz, dgated, y, xz, scale, rows, D) \
