@@ -9,8 +9,8 @@
    multiply-adds in registers for the two products forward, five backward; exps are not counted.
 
    Measured on an Intel Xeon (AVX-512), gcc 12.2, one thread: version, ns per (query, key) (percent of the limit):
-   forward: 0  2.99 (42)    1  83.5 (1)    2  7.45 (17)    3  15.9 (8)    4  3.06 (41)
-   backward: 0  7.55 (41)    1  131 (2)    2  19 (16) */
+   forward: 0  3.11 (48)    1  98.7 (2)    2  9.17 (16)    3  19.9 (7)    4  3.38 (44)
+   backward: 0  8.23 (46)    1  162 (2)    2  23.3 (16) */
 #define VIVIM_PROGRAM "attention"
 #define VIVIM_NO_MAIN
 #include "../train_vivim.c"

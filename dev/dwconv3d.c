@@ -9,9 +9,9 @@
    limit is that of multiply-adds in registers; a load for each operand of each would halve it.
 
    Measured on an Intel Xeon (AVX-512), gcc 12.2, one thread: version, ns per (token, channel) (percent of the limit):
-   forward: 0  1.52 (17)    1  86.7 (0)    2  2.12 (12)    3  3.67 (7)    4  2.09 (12)    5  1.95 (13)    6  1.95 (13)
-   7  2.54 (10)
-   backward: 0  3.01 (17)    1  104 (0)    2  4.53 (11)    3  4.61 (11)    4  5.32 (9)    5  3.35 (15) */
+   forward: 0  1.72 (19)    1  158 (0)    2  3.16 (10)    3  3.03 (10)    4  2.18 (15)    5  2.35 (14)    6  2.31 (14)
+   7  2.11 (15)
+   backward: 0  2.7 (23)    1  199 (0)    2  6.42 (10)    3  5.51 (11)    4  5.76 (11)    5  4.24 (15) */
 #define VIVIM_PROGRAM "dwconv3d"
 #define VIVIM_NO_MAIN
 #include "../train_vivim.c"

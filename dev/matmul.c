@@ -10,11 +10,12 @@
    The last column says how many percent of OpenBLAS's speed a version has, where libopenblas is found.
 
    Measured on an Intel Xeon (AVX-512), gcc 12.2, one thread: version, GFLOP/s (percent of the limit):
-   forward: 0  108 (51)    1  2.82 (1)    2  37.8 (18)    3  93.5 (44)    4  108 (51)    5  108 (51)    6  108 (50)
-   7  74.6 (35)
-   dX: 0  88 (41)    1  1.98 (1)    2  32.4 (15)    3  65 (30)    4  92.4 (43)    5  87.7 (41)    6  90.8 (42)    7  67.3 (31)
-   dW: 0  74.5 (35)    1  0.15 (0)    2  7.15 (3)    3  6.63 (3)    4  71.8 (34)    5  70.7 (33)    6  74.5 (35)
-   7  81.1 (38) */
+   forward: 0  103 (62)    1  1.81 (1)    2  33 (20)    3  77.3 (47)    4  101 (61)    5  103 (62)    6  103 (62)
+   7  104 (63)
+   dX: 0  108 (65)    1  1.46 (1)    2  24.6 (15)    3  72.7 (44)    4  95.7 (58)    5  99.7 (60)    6  97.3 (59)
+   7  97.5 (59)
+   dW: 0  80 (48)    1  0.26 (0)    2  6.65 (4)    3  18.5 (11)    4  77.9 (47)    5  67.8 (41)    6  82.9 (50)
+   7  80.2 (48) */
 #define VIVIM_PROGRAM "matmul"
 #define VIVIM_NO_MAIN
 #include "../train_vivim.c"

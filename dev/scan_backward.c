@@ -13,7 +13,7 @@
    eleven multiply-adds for each (token, channel, state), in registers, as fast as this machine did them in the same run.
 
    Measured on an Intel Xeon (AVX-512), gcc 12.2, one thread: version, ns per (token, channel, state) (percent of the limit):
-   0  0.608 (45)    1  5.41 (5)    2  4.98 (5)    3  1.59 (17)    4  1.23 (22)    5  0.56 (48)    6  0.608 (45) */
+   0  0.969 (41)    1  9.84 (4)    2  9.12 (4)    3  2.71 (14)    4  1.71 (23)    5  0.797 (49)    6  1.04 (38) */
 #define VIVIM_PROGRAM "scan_backward"
 #define VIVIM_NO_MAIN
 #include "../train_vivim.c"

@@ -10,8 +10,8 @@
    state), with all numbers in registers, as fast as this machine did them in the same run.
 
    Measured on an Intel Xeon (AVX-512), gcc 12.2, one thread: version, ns per (token, channel, state) (percent of the limit):
-   0  0.187 (83)    1  7.56 (2)    2  5.99 (3)    3  3.02 (5)    4  0.552 (28)    5  0.248 (62)    6  0.631 (24)
-   7  0.315 (49)    8  0.225 (69)    9  0.923 (17) */
+   0  0.28 (65)    1  11.5 (2)    2  7.13 (3)    3  5.07 (4)    4  0.942 (19)    5  0.344 (53)    6  0.625 (29)
+   7  0.432 (42)    8  0.332 (55)    9  1.08 (17) */
 #define VIVIM_PROGRAM "scan_forward"
 #define VIVIM_NO_MAIN
 #include "../train_vivim.c"
