@@ -807,8 +807,8 @@ static void selective_scan_backward(float *du, float *ddt, float *dBt, float *dC
     free(p.row); free(p.a);
 }
 
-// dt (rows, D) = softplus(F.linear(delta, weight, bias)), the step sizes, from a few numbers a token: delta (rows, ld), of which R
-// columns are read; weight (D, R); bias (D). A row is finished while it is in L1.
+// The step sizes, from a few numbers a token: dt (rows, D) = softplus(F.linear(delta, weight, bias)). delta (rows, ld), of
+// which R columns are read; weight (D, R); bias (D). A row is finished while it is in L1.
 static void dt_forward(float *dt, const float *delta, int ld, const float *weight, const float *bias, int rows, int D, int R) {
     float *columns = malloc_floats((size_t)R * D);  // of weight, as rows
     for (int d = 0; d < D; d++)
@@ -826,8 +826,8 @@ static void dt_forward(float *dt, const float *delta, int ld, const float *weigh
     free(columns);
 }
 
-// ddt (rows, D) becomes the gradient before softplus, which dt tells: softplus'(v) = sigmoid(v) = 1 - e^-softplus(v); dbias (D) +=
-// its column sums. Gradients of delta and weight are products with it.
+// ddt (rows, D) becomes the gradient before softplus, which dt tells: softplus'(v) = sigmoid(v) = 1 - e^-softplus(v).
+// dbias (D) += its column sums. The gradients of delta and weight are products with it.
 static void dt_backward(float *ddt, float *dbias, const float *dt, int rows, int D) {
     float *partial = slices_alloc((size_t)D);  // (SLICES, D)
     #pragma omp parallel for schedule(static)

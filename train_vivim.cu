@@ -47,8 +47,8 @@ typedef __nv_bfloat16 floatX;
 // ---------------------------------------------------------------------------------------------------------------------
 // 1 MEMORY, STREAMS, ERRORS
 //
-// The device's counterparts of dev/memory.h and dev/parallel.h: cudaCheck, cublasCheck: or the program ends; stream_cuda, in which
-// all work is done, in order; malloc_check_cuda, free_check_cuda, ..; to_device, to_host, settle_cuda; sum_over_ranks_cuda
+// The device's counterparts of dev/memory.h and dev/parallel.h: cudaCheck, cublasCheck: or the program ends; stream_cuda, in
+// which all work is done, in order; malloc_check_cuda, free_check_cuda, ..; to_device, to_host, settle_cuda; sum_over_ranks_cuda
 #include "dev/memory_cuda.h"
 #include "dev/parallel_cuda.h"
 
