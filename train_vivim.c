@@ -286,7 +286,7 @@ static void residual(float *out, const float *x, const float *branch, float scal
 // its own. With s a token (t, h, w) and s + k its neighbour in tap k (up to kt/2 frames, a row, a column away), zeros outside:
 //     out[s] = bias + sum_k weight[k] inp[s + k],   gelu[s] = F.gelu(out[s])                            (for each channel)
 //     dinp[s + k] += weight[k] dout[s],   dweight[k] += sum_s dout[s] inp[s + k],   dbias += sum_s dout[s]
-// dwconv_forward, dwconv_backward, vectorised over channels; taps_first puts a tap's weights side by side, for section 8, too
+// dwconv_forward, dwconv_backward, vectorised over channels; taps_first, for section 8, too, transposes: weight (C, taps) -> (taps, C)
 #include "dev/dwconv.h"
 
 // col (frames*OH*OW, C*k*k) = the k x k patches of inp (frames, H, W, C), zeros outside; column (c*k + ky)*k + kx as in the
@@ -572,7 +572,7 @@ static void conv1d_silu_backward(float *dx, int lddx, float *dweight, float *dbi
     free(partial); free(taps);
 }
 
-// The selective scan (selective_scan_ref in Mamba's code, without its softplus and gate). For each clip, channel d and state
+// The selective scan (selective_scan_ref in Mamba's code without its softplus and gate, which follow below). For each clip, channel d and state
 // n, along the visiting order:
 //     h[s] = e[s] h[s-1] + dt[s] u[s] Bt[s],   e[s] = exp(dt[s] A),   A = -exp(A_log)      h[-1] = 0
 //     y[s] = sum_n Ct[s] h[s] + D_skip u[s]
@@ -810,9 +810,7 @@ static void selective_scan_backward(float *du, float *ddt, float *dBt, float *dC
 // The step sizes, from a few numbers a token: dt (rows, D) = softplus(F.linear(delta, weight, bias)). delta (rows, ld), of
 // which R columns are read; weight (D, R); bias (D). A row is finished while it is in L1.
 static void dt_forward(float *dt, const float *delta, int ld, const float *weight, const float *bias, int rows, int D, int R) {
-    float *columns = malloc_floats((size_t)R * D);  // of weight, as rows
-    for (int d = 0; d < D; d++)
-        for (int k = 0; k < R; k++) columns[(size_t)k * D + d] = weight[(size_t)d * R + k];
+    float *columns = taps_first(weight, D, R, 0);  // of weight, as rows
     #pragma omp parallel for schedule(static)
     for (int r = 0; r < rows; r++) {
         const float *x = delta + (size_t)r * ld; float *RESTRICT v = dt + (size_t)r * D;
